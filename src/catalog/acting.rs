@@ -1,0 +1,42 @@
+//! Running our own SQL as somebody else: who the caller is must not matter to what we keep for ourselves.
+
+use pgrx::pg_sys;
+
+/// Runs `work` as `role` with `search_path` pinned to `pg_catalog, pg_temp`, in a security-restricted context.
+///
+/// An ERROR inside leaves role and settings to the (sub)transaction abort, which restores both
+/// (AbortTransaction in xact.c).
+pub fn acting_as<T>(role: pg_sys::Oid, work: impl FnOnce() -> T) -> T {
+    let mut caller = pg_sys::InvalidOid;
+    let mut context = 0;
+    let flags = (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32;
+    // SAFETY: plain calls into the backend on its main thread; the pointers are to locals that outlive the call.
+    let nest_level = unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut caller, &mut context);
+        pg_sys::SetUserIdAndSecContext(role, context | flags);
+        let nest_level = pg_sys::NewGUCNestLevel();
+        pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        nest_level
+    };
+    let result = work();
+    // SAFETY: the nest level is the one opened above; the identity is the one read above.
+    unsafe {
+        pg_sys::AtEOXact_GUC(true, nest_level);
+        pg_sys::SetUserIdAndSecContext(caller, context);
+    }
+    result
+}
+
+/// Runs `work` as the bootstrap superuser: only for our own constant, fully qualified SQL on schema `fanout`.
+pub fn privileged<T>(work: impl FnOnce() -> T) -> T {
+    acting_as(pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID), work)
+}

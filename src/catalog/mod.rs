@@ -1,0 +1,162 @@
+//! The catalog of syncs: table `fanout.sync`, read into Rust.
+
+pub mod acting;
+
+use crate::error::failure;
+use acting::privileged;
+use pgrx::prelude::*;
+use pgrx::{JsonB, Spi, pg_sys};
+
+/// What kind of target a sync has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An index of Elasticsearch or OpenSearch.
+    Index,
+    /// Keys of Redis.
+    Cache,
+}
+
+/// Where a sync is on its way (`fanout.sync.phase`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The target is to be made or claimed.
+    Create,
+    /// All rows of the source are being delivered to an empty target.
+    Backfill,
+    /// All ids of the target, then all rows of the source, are being delivered.
+    Reconcile,
+    /// Only changes are delivered.
+    Live,
+}
+
+impl Phase {
+    /// The word that the catalog holds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Create => "create",
+            Phase::Backfill => "backfill",
+            Phase::Reconcile => "reconcile",
+            Phase::Live => "live",
+        }
+    }
+
+    fn parse(word: &str) -> Self {
+        match word {
+            "backfill" => Phase::Backfill,
+            "reconcile" => Phase::Reconcile,
+            "live" => Phase::Live,
+            _ => Phase::Create,
+        }
+    }
+}
+
+/// One row of `fanout.sync`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sync {
+    pub id: i32,
+    pub name: String,
+    pub kind: Kind,
+    pub source: pg_sys::Oid,
+    pub server: String,
+    pub target: String,
+    pub key_columns: Vec<String>,
+    pub address_columns: Vec<String>,
+    pub owner: pg_sys::Oid,
+    pub options: serde_json::Value,
+    pub identity: String,
+    pub paused: bool,
+    pub generation: i32,
+    pub phase: Phase,
+    pub position: Option<Vec<u8>>,
+    pub rows_done: i64,
+    pub rows_total: Option<i64>,
+    pub adopt: bool,
+}
+
+impl Sync {
+    /// The concrete index behind the alias `target`.
+    pub fn concrete_index(&self) -> String {
+        format!("{}-fanout-{}", self.target, self.generation)
+    }
+}
+
+const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
+    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt";
+
+fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
+    let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
+    Spi::connect(|client| {
+        let mut syncs = Vec::new();
+        for row in client.select(&sql, None, args)? {
+            syncs.push(Sync {
+                id: row.get(1)?.unwrap_or_default(),
+                name: row.get(2)?.unwrap_or_default(),
+                kind: if row.get::<&str>(3)? == Some("cache") { Kind::Cache } else { Kind::Index },
+                source: row.get(4)?.unwrap_or(pg_sys::InvalidOid),
+                server: row.get(5)?.unwrap_or_default(),
+                target: row.get(6)?.unwrap_or_default(),
+                key_columns: row.get(7)?.unwrap_or_default(),
+                address_columns: row.get(8)?.unwrap_or_default(),
+                owner: row.get(9)?.unwrap_or(pg_sys::InvalidOid),
+                options: row.get::<JsonB>(10)?.map(|json| json.0).unwrap_or_default(),
+                identity: row.get(11)?.unwrap_or_default(),
+                paused: row.get(12)?.unwrap_or_default(),
+                generation: row.get(13)?.unwrap_or_default(),
+                phase: Phase::parse(row.get::<&str>(14)?.unwrap_or_default()),
+                position: row.get(15)?,
+                rows_done: row.get(16)?.unwrap_or_default(),
+                rows_total: row.get(17)?,
+                adopt: row.get(18)?.unwrap_or_default(),
+            });
+        }
+        Ok(syncs)
+    })
+}
+
+/// Every sync of this database. Reads as the caller's current role: the worker has the right to.
+pub fn all() -> Result<Vec<Sync>, pgrx::spi::Error> {
+    query("true", &[])
+}
+
+/// The sync of that name, read with our own rights; None if there is none.
+pub fn find(name: &str) -> Option<Sync> {
+    let found = privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]));
+    found.unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise()).pop()
+}
+
+/// The sync of that name, or an ERROR that names it.
+pub fn get(name: &str) -> Sync {
+    find(name).unwrap_or_else(|| {
+        failure(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("sync \"{name}\" does not exist"))
+            .hint("SELECT sync FROM fanout.status lists the syncs of this database.")
+            .raise()
+    })
+}
+
+/// The OID of a relation of schema `fanout`, or InvalidOid.
+pub fn own_relation(name: &std::ffi::CStr) -> pg_sys::Oid {
+    // SAFETY: catalog look-ups by name on the main thread; both answer InvalidOid for what is missing.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"fanout".as_ptr(), true);
+        if schema == pg_sys::InvalidOid {
+            return pg_sys::InvalidOid;
+        }
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
+    }
+}
+
+/// To be called by whoever changes `fanout.sync`: at commit every backend and the worker read it anew, and the worker wakes.
+pub fn changed() {
+    let sync = own_relation(c"sync");
+    if sync != pg_sys::InvalidOid {
+        // SAFETY: registers a transactional invalidation message for an existing relation.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(sync) };
+    }
+    crate::capture::wake_at_commit();
+}
+
+/// This cluster and database, as `fanout.sync.identity` holds it.
+pub fn identity() -> String {
+    // SAFETY: reads values that are constant in a backend connected to a database.
+    unsafe { format!("{}/{}", pg_sys::GetSystemIdentifier(), pg_sys::MyDatabaseId.to_u32()) }
+}

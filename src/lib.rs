@@ -1,0 +1,24 @@
+//! pg_fanout: keeps Elasticsearch, OpenSearch and Redis in step with PostgreSQL, and queries them from SQL.
+//!
+//! The path of a change: [`capture`] → [`journal`] → [`worker`] → [`document`] → the crate `delivery`. See ARCHITECTURE.md.
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("pg_fanout must be compiled with panic = \"unwind\": Postgres errors travel as panics");
+
+mod capture;
+mod catalog;
+mod error;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!();
+
+extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", bootstrap);
+
+/// Schema of the administration objects.
+#[pg_schema]
+mod fanout {}
+
+/// Called by the server when it loads the library.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {}
