@@ -1,0 +1,41 @@
+# Elasticsearch 9 (the server core) on a JDK 21 or newer, else Elasticsearch 7 on a JDK 17.
+# STACK_ELASTICSEARCH=7.10.2 asks for the older one, which has analyzers and scripts.
+# shellcheck shell=bash
+
+elasticsearch_version() {
+    if [ -n "${STACK_ELASTICSEARCH:-}" ]; then
+        printf '%s' "$STACK_ELASTICSEARCH"
+    elif [ -n "$(find_jdk 21)" ]; then
+        printf 9.5.3
+    else
+        printf 7.10.2
+    fi
+}
+
+# The folder with the pom.xml and the class that starts it.
+elasticsearch_kind() {
+    case $(elasticsearch_version) in
+        7.*) echo elasticsearch7 ;;
+        *) echo elasticsearch ;;
+    esac
+}
+
+elasticsearch_prepare() {
+    local version home
+    version=$(elasticsearch_version)
+    engine_prepare elasticsearch "$(elasticsearch_kind)" "$version" 19210
+    if [ "$(elasticsearch_kind)" = elasticsearch ]; then
+        home=$(engine_home elasticsearch "$version")
+        mkdir -p "$home/config" "$home/modules"
+        rm -rf "$home/modules/transport-netty4"
+        ln -s "$(engine_lib elasticsearch "$version")/modules/transport-netty4" "$home/modules/transport-netty4"
+    fi
+}
+
+elasticsearch_run() { engine_run elasticsearch "$(elasticsearch_kind)" "$(elasticsearch_version)"; }
+
+elasticsearch_ready() { engine_ready elasticsearch; }
+
+elasticsearch_where() { printf '127.0.0.1:%s, version %s' "$(port_of elasticsearch)" "$(elasticsearch_version)"; }
+
+elasticsearch_signal() { if [ "$1" = immediate ]; then echo KILL; else echo TERM; fi; }
