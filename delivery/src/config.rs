@@ -1,0 +1,196 @@
+//! Where a target is and how to talk to it. Debug output and error texts never show a secret.
+
+use std::fmt;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+/// Why a configuration is refused. Never quotes a value: it might be a secret in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not a URL.
+    #[error("the URL is not valid: {0}")]
+    Url(String),
+    /// Another scheme than the target speaks.
+    #[error("the URL must begin with {0}")]
+    Scheme(&'static str),
+    /// `user:password@` in a URL.
+    #[error("the URL must not contain a user name or password: these belong in the user mapping")]
+    UserInfo,
+    /// `?…` or `#…`.
+    #[error("the URL must not contain a query or a fragment")]
+    QueryOrFragment,
+    /// No host.
+    #[error("the URL has no host")]
+    NoHost,
+    /// No URL at all.
+    #[error("at least one URL is needed")]
+    NoUrl,
+    /// The database number of a Redis URL.
+    #[error("the path of a Redis URL must be a database number")]
+    Database,
+}
+
+/// A text that is not shown.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(SecretString::from(text.into()))
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for Secret {}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret::new(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Secret {
+        Secret::new(text)
+    }
+}
+
+/// How a search engine knows us.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Auth {
+    /// Not at all.
+    #[default]
+    None,
+    /// User name and password.
+    Basic {
+        /// The user.
+        username: String,
+        /// Its password.
+        password: Secret,
+    },
+    /// Elasticsearch API key, in its encoded form (base64 of `id:key`).
+    ApiKey(Secret),
+    /// A bearer token.
+    Bearer(Secret),
+}
+
+/// TLS settings. They have effect with `https` and `rediss` only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM certificates to trust instead of the system's.
+    pub ca_pem: Option<String>,
+    /// PEM certificate chain to present.
+    pub client_cert_pem: Option<String>,
+    /// PEM private key of that certificate.
+    pub client_key_pem: Option<Secret>,
+    /// False: accept any certificate. For tests only.
+    pub verify: bool,
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls {
+            ca_pem: None,
+            client_cert_pem: None,
+            client_key_pem: None,
+            verify: true,
+        }
+    }
+}
+
+/// Which search engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flavor {
+    /// Elasticsearch.
+    Elasticsearch,
+    /// OpenSearch.
+    OpenSearch,
+}
+
+/// A search engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    pub(crate) urls: Vec<Url>,
+    /// Credentials.
+    pub auth: Auth,
+    /// TLS settings.
+    pub tls: Tls,
+    /// Which engine, if the user said so; else it is found out when it matters.
+    pub flavor: Option<Flavor>,
+    /// Bound on making a connection. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Bound on a whole request. Default 60 s.
+    pub request_timeout: Duration,
+    /// Send bulk bodies with gzip. Default false.
+    pub compress: bool,
+}
+
+impl EngineConfig {
+    /// A configuration with defaults, for one or more nodes of one cluster (`http` or `https`, a path is allowed).
+    pub fn new<S: AsRef<str>>(urls: &[S]) -> Result<EngineConfig, ConfigError> {
+        let _ = urls;
+        todo!()
+    }
+
+    /// The nodes.
+    pub fn urls(&self) -> &[Url] {
+        &self.urls
+    }
+}
+
+/// A Redis server (or a server that speaks its protocol, as Valkey). Redis Cluster is not supported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisConfig {
+    pub(crate) url: Url,
+    /// ACL user; `None` for the default user.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// TLS settings.
+    pub tls: Tls,
+    /// Bound on making a connection. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Bound on waiting for one reply. Default 60 s.
+    pub request_timeout: Duration,
+}
+
+impl RedisConfig {
+    /// A configuration with defaults: `redis://host:port/db`, `rediss://…` (TLS) or `unix:///path`.
+    pub fn new(url: &str) -> Result<RedisConfig, ConfigError> {
+        let _ = url;
+        todo!()
+    }
+
+    /// The address.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+}
+
+/// A target of either kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerConfig {
+    /// Elasticsearch or OpenSearch.
+    Engine(EngineConfig),
+    /// Redis.
+    Redis(RedisConfig),
+}
