@@ -1,5 +1,6 @@
 # Shared by the scripts of this folder; sourced, not run.
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # the scripts that source this use what it sets
 set -euo pipefail
 umask 022   # the servers run as another user when we are root, and must read what we write
 
@@ -36,6 +37,8 @@ STACK_CACHE=$(cd "$STACK_CACHE" && pwd)
 
 PG_CONFIG=${PG_CONFIG:-/usr/bin/pg_config}
 export STACK_DIR STACK_CACHE PG_CONFIG PGRX_HOME="$STACK_CACHE/pgrx"
+tools="$STACK_CACHE/tools/bin"   # what stack/install could not put beside another version of the same tool
+if [ -d "$tools" ]; then PATH="$tools:$PATH"; fi
 
 # Engines on one machine look for each other; a name for each stack keeps them apart, and tells ours from others.
 stack_name="stack-$(printf '%s' "$STACK_DIR" | cksum | cut -d' ' -f1)"
@@ -73,7 +76,7 @@ server_folder() {
 find_jdk() {
     local home version best=0 found=
     for home in "${JAVA_HOME:-}" /usr/lib/jvm/* /opt/java/*; do
-        [ -n "$home" ] && [ -x "$home/bin/javac" ] && [ -r "$home/release" ] || continue
+        if ! { [ -x "$home/bin/javac" ] && [ -r "$home/release" ]; }; then continue; fi
         version=$(sed -nE 's/^JAVA_VERSION="([0-9]+).*/\1/p' "$home/release")
         if [ "${version:-0}" -ge "$1" ] && [ "$version" -le "${2:-999}" ] && [ "$version" -gt "$best" ]; then
             best=$version found=$home
@@ -148,7 +151,7 @@ as_server_exec() {
 # signal NAME SIGNAL: to a process that is ours, as the user that it runs as.
 signal() {
     local pid
-    pid=$(pid_of "$1") && as_server kill "-$2" "$pid" 2>/dev/null || true
+    if pid=$(pid_of "$1"); then as_server kill "-$2" "$pid" 2>/dev/null || true; fi
 }
 
 # wait_gone NAME SECONDS
@@ -190,8 +193,13 @@ start_server() {
     local name=$1 begun limit
     begun=$(now_ms)
     if pid_of "$name" >/dev/null && "${name}_ready"; then
-        say "$(printf '%-14s already up at %s' "$name" "$("${name}_where")")"
-        return 0
+        if [ "$name" = postgres ] && postgres_outdated; then
+            say "postgres       restarts: pg_fanout was installed after it had started"
+            stop_server postgres
+        else
+            say "$(printf '%-14s already up at %s' "$name" "$("${name}_where")")"
+            return 0
+        fi
     fi
     if ! pid_of "$name" >/dev/null; then
         "${name}_prepare"

@@ -48,7 +48,7 @@ postgres_prepare() {
     pg_wait_for_children
     choose_port postgres 54815
     # A server that preloads a library which isn't there does not start.
-    if [ -e "$("$PG_CONFIG" --pkglibdir)/pg_fanout.so" ]; then preload=pg_fanout; fi
+    if [ -e "$(pg_library)" ]; then preload=pg_fanout; fi
     cat >"$data/stack.conf" <<CONF
 # Written by stack/up at every start.
 listen_addresses = '127.0.0.1'
@@ -64,6 +64,11 @@ logging_collector = off
 log_line_prefix = '%m [%p] %q%u@%d '
 CONF
 }
+
+pg_library() { printf '%s/pg_fanout.so' "$("$PG_CONFIG" --pkglibdir)"; }
+
+# Whether the library was installed (again) after the server had started.
+postgres_outdated() { [ "$(pg_library)" -nt "$(pg_data)/stack.conf" ]; }
 
 postgres_run() {
     local data

@@ -1,0 +1,44 @@
+# PG_CONFIG names the PostgreSQL to build for and to run; servers of our own live in .stack (see stack/).
+PG_CONFIG ?= /usr/bin/pg_config
+export PG_CONFIG
+
+.PHONY: help setup demo stop test check audit bench install package
+.NOTPARALLEL:
+
+help: ## Show this
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F "|" "{ printf \"%-14s %s\\n\", \$$1, \$$2 }"
+
+setup: ## Install what is missing: packages, servers, cargo-pgrx
+	@stack/install
+
+demo: setup ## Build, start private servers, load real data, show the main job; leaves it running
+	@stack/install-extension
+	@stack/up
+	@demo/run
+
+stop: ## Stop the servers that make demo or stack/up started
+	@stack/down
+
+test: setup ## Run every test on servers of its own
+	@stack/install-extension
+	@stack/run-tests
+
+check: ## Formatting, lints, licences
+	@stack/install build
+	@stack/check
+
+audit: ## Known vulnerabilities of the dependencies (fetches the advisory database)
+	@stack/check advisories
+
+bench: setup ## Run the benchmarks
+	@stack/install-extension
+	@stack/up
+	@bench/run
+
+install: ## Build in release and install into the PostgreSQL of PG_CONFIG
+	@stack/install build
+	@stack/install-extension
+
+package: ## Build in release and pack the files that an installation needs
+	@stack/install build
+	@stack/package --archive
