@@ -1,41 +1,87 @@
 //! Bulk requests: NDJSON out, one outcome for each document back.
+//!
+//! # Actions never reach an index that we did not make
+//!
+//! Two things in the engines make an index by accident: an `index` action, and a *versioned* `delete` action, which
+//! answers 404 `not_found` and creates the index all the same, whatever `require_alias` says (tried on OpenSearch 3.8
+//! and Elasticsearch 9.5). Neither can be forbidden in the request. So [`crate::engine::Engine::bulk`]
+//!
+//! 1. asks before a batch whether the index exists and has our mark (remembered for a second for a batch with
+//!    deletions, for ten seconds for one without): if not, nothing is sent and each outcome is
+//!    [`BulkOutcome::IndexMissing`];
+//! 2. asks again after a batch in which an action got sequence number 0, the first of its shard. Every action that
+//!    creates an index is one of these, so an index that vanished in between is noticed at once. Nothing is deleted
+//!    then: the index stands there without our mark, `ensure_index` refuses it, and a person or a new generation
+//!    has to solve it.
 
-use crate::error::Result;
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use crate::error::{Error, ErrorKind, Result, bounded};
+use crate::id::MAX_ID_BYTES;
 
 /// Builds the body of one `POST /{index}/_bulk`. Every action carries a version of type `external_gte`.
 #[derive(Debug)]
-pub struct BulkBuilder {}
+pub struct BulkBuilder {
+    body: BulkBody,
+}
 
 impl BulkBuilder {
     /// An empty batch for a concrete index.
     pub fn new(index: &str) -> BulkBuilder {
-        let _ = index;
-        todo!()
+        BulkBuilder {
+            body: BulkBody {
+                index: index.to_owned(),
+                bytes: Vec::new(),
+                ids: String::new(),
+                entries: Vec::new(),
+                deletes: 0,
+                refused: 0,
+            },
+        }
     }
 
     /// As [`BulkBuilder::new`], with the memory of a batch that came back in a report.
     pub fn reuse(index: &str, spent: BulkBody) -> BulkBuilder {
-        let _ = (index, spent);
-        todo!()
+        let mut body = spent;
+        body.index.clear();
+        body.index.push_str(index);
+        body.bytes.clear();
+        body.ids.clear();
+        body.entries.clear();
+        body.deletes = 0;
+        body.refused = 0;
+        BulkBuilder { body }
     }
 
-    /// Adds a document. `slot` is the caller's name for it and comes back with the outcome; `id` must have 1 to 512
-    /// bytes and `version` be below 2^63 (else the engines refuse the whole request); `document` is a JSON object.
-    /// Raw CR and LF in it are replaced by spaces, so it can't become an action of its own.
+    /// Adds a document. `slot` is the caller's name for it and comes back with the outcome; `document` is a JSON object.
+    ///
+    /// Raw CR and LF in it are replaced by spaces (legal JSON has them only between tokens), so that no part of it is
+    /// read as an action. What would make the engine refuse the whole request (an id that is empty or over 512 bytes, a
+    /// version of 2^63 or more, a document that is no object) is not sent but comes back as [`BulkOutcome::Rejected`].
     pub fn push_index(&mut self, slot: u32, id: &str, version: u64, document: &[u8]) {
-        let _ = (slot, id, version, document);
-        todo!()
+        let trimmed = document.trim_ascii();
+        let reason = refusal(id, version).or_else(|| {
+            (trimmed.first() != Some(&b'{') || trimmed.last() != Some(&b'}'))
+                .then_some("the document is not a JSON object")
+        });
+        if self.push_entry(slot, id, false, reason) {
+            push_action(&mut self.body.bytes, b"{\"index\":{\"_id\":", id, version);
+            push_line(&mut self.body.bytes, trimmed);
+        }
     }
 
     /// Adds a deletion.
     pub fn push_delete(&mut self, slot: u32, id: &str, version: u64) {
-        let _ = (slot, id, version);
-        todo!()
+        if self.push_entry(slot, id, true, refusal(id, version)) {
+            push_action(&mut self.body.bytes, b"{\"delete\":{\"_id\":", id, version);
+        }
     }
 
     /// Number of actions.
     pub fn len(&self) -> usize {
-        todo!()
+        self.body.len()
     }
 
     /// Whether there is none.
@@ -45,44 +91,151 @@ impl BulkBuilder {
 
     /// Size of the body so far, in bytes, uncompressed (the engines' limit counts these).
     pub fn bytes(&self) -> usize {
-        todo!()
+        self.body.bytes()
     }
 
     /// The batch, ready to be sent.
     pub fn finish(self) -> BulkBody {
-        todo!()
+        self.body
     }
+
+    fn push_entry(&mut self, slot: u32, id: &str, delete: bool, refused: Option<&'static str>) -> bool {
+        let body = &mut self.body;
+        body.ids.push_str(id);
+        body.entries.push(Entry { slot, id_end: body.ids.len(), delete, refused });
+        body.deletes += usize::from(delete && refused.is_none());
+        body.refused += usize::from(refused.is_some());
+        refused.is_none()
+    }
+}
+
+/// Why an engine would refuse the whole request for this action.
+fn refusal(id: &str, version: u64) -> Option<&'static str> {
+    if id.is_empty() {
+        Some("the document id is empty")
+    } else if id.len() > MAX_ID_BYTES {
+        Some("the document id is longer than 512 bytes")
+    } else if version > i64::MAX as u64 {
+        Some("the version is 2^63 or more")
+    } else {
+        None
+    }
+}
+
+fn push_action(out: &mut Vec<u8>, head: &[u8], id: &str, version: u64) {
+    out.extend_from_slice(head);
+    push_json_string(out, id);
+    out.extend_from_slice(b",\"version\":");
+    push_decimal(out, version);
+    out.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
+}
+
+/// Appends `document` as one line.
+fn push_line(out: &mut Vec<u8>, document: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(document);
+    let mut from = start;
+    while let Some(at) = memchr::memchr2(b'\n', b'\r', &out[from..]) {
+        out[from + at] = b' ';
+        from += at + 1;
+    }
+    out.push(b'\n');
+}
+
+fn push_json_string(out: &mut Vec<u8>, text: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.push(b'"');
+    for &byte in text.as_bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0..0x20 => {
+                out.extend_from_slice(b"\\u00");
+                out.push(HEX[usize::from(byte >> 4)]);
+                out.push(HEX[usize::from(byte & 15)]);
+            }
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
+pub(crate) fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: u32,
+    /// Where its id ends in `ids`; it begins where the one before ends.
+    id_end: usize,
+    delete: bool,
+    /// Why it is not sent.
+    refused: Option<&'static str>,
 }
 
 /// A batch that is ready to be sent.
 #[derive(Debug)]
-pub struct BulkBody {}
+pub struct BulkBody {
+    index: String,
+    pub(crate) bytes: Vec<u8>,
+    ids: String,
+    entries: Vec<Entry>,
+    deletes: usize,
+    refused: usize,
+}
 
 impl BulkBody {
     /// The index it is for.
     pub fn index(&self) -> &str {
-        todo!()
+        &self.index
     }
 
     /// Number of actions.
     pub fn len(&self) -> usize {
-        todo!()
+        self.entries.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.entries.is_empty()
     }
 
     /// Size of the body in bytes, uncompressed.
     pub fn bytes(&self) -> usize {
-        todo!()
+        self.bytes.len()
+    }
+
+    /// The body itself: NDJSON.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Whether any action is a deletion.
     pub fn has_deletes(&self) -> bool {
-        todo!()
+        self.deletes > 0
     }
+
+    /// The same outcome for all that would be sent.
+    pub(crate) fn all(&self, outcome: &BulkOutcome) -> Vec<(u32, BulkOutcome)> {
+        self.entries
+            .iter()
+            .map(|entry| (entry.slot, entry.refused.map_or_else(|| outcome.clone(), refused_here)))
+            .collect()
+    }
+}
+
+fn refused_here(reason: &'static str) -> BulkOutcome {
+    BulkOutcome::Rejected { status: 400, reason: reason.to_owned() }
 }
 
 /// What became of one document.
@@ -110,13 +263,356 @@ pub enum BulkOutcome {
         /// The engine's reason, at most 2 kB.
         reason: String,
     },
-    /// The index does not exist (or is not the one that we made): nothing may be sent to it before it is ensured.
+    /// The index does not exist, or is not the one that we made: nothing may be sent to it before it is ensured.
     IndexMissing,
 }
 
-/// Parses a bulk response. `body` is the request: outcomes are matched by count and id.
+/// What we ask to see of a bulk response: everything that [`parse_bulk_response`] looks at, and no more.
+pub(crate) const RESPONSE_FILTER: &str =
+    "items.*._id,items.*.status,items.*._seq_no,items.*.error.type,items.*.error.reason,items.*.error.caused_by";
+
+#[derive(Deserialize)]
+struct Response<'a> {
+    #[serde(borrow)]
+    items: Vec<Item<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Item<'a> {
+    #[serde(borrow)]
+    Index(Action<'a>),
+    #[serde(borrow)]
+    Delete(Action<'a>),
+}
+
+#[derive(Deserialize)]
+struct Action<'a> {
+    #[serde(rename = "_id", borrow)]
+    id: Option<Cow<'a, str>>,
+    status: u16,
+    #[serde(rename = "_seq_no")]
+    seq_no: Option<i64>,
+    #[serde(borrow)]
+    error: Option<Reason<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Reason<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    caused_by: Option<Box<Reason<'a>>>,
+}
+
+impl Reason<'_> {
+    fn text(&self) -> String {
+        let mut text = match (&self.kind, &self.reason) {
+            (Some(kind), Some(reason)) => format!("{kind}: {reason}"),
+            (kind, reason) => kind.as_ref().or(reason.as_ref()).map_or(String::new(), |text| text.to_string()),
+        };
+        // "failed to parse field [price] …" alone does not say why.
+        if let Some(cause) = &self.caused_by
+            && text.len() < crate::error::MAX_REASON_BYTES
+        {
+            text.push_str("; caused by ");
+            text.push_str(&cause.text());
+        }
+        bounded(text)
+    }
+}
+
+pub(crate) struct Parsed {
+    pub(crate) outcomes: Vec<(u32, BulkOutcome)>,
+    /// An action was the first of its shard: the index may have been created by it.
+    pub(crate) first_of_shard: bool,
+}
+
+/// Parses a bulk response. `body` is the request: outcomes are matched by count, action and id, and come in its order.
 /// Any mismatch is [`crate::ErrorKind::Protocol`]: the outcome of every document is unknown.
 pub fn parse_bulk_response(response: &[u8], body: &BulkBody) -> Result<Vec<(u32, BulkOutcome)>> {
-    let _ = (response, body);
-    todo!()
+    parse(response, body).map(|parsed| parsed.outcomes)
+}
+
+pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
+    let response: Response<'_> = serde_json::from_slice(response).map_err(|error| {
+        Error::new(ErrorKind::Protocol, "the reply to a bulk request is not understood").with_source(error)
+    })?;
+    let sent = body.entries.len() - body.refused;
+    if response.items.len() != sent {
+        return Err(Error::new(
+            ErrorKind::Protocol,
+            format!("the reply to a bulk request of {sent} actions has {} items", response.items.len()),
+        ));
+    }
+    let mut items = response.items.into_iter();
+    let mut outcomes = Vec::with_capacity(body.entries.len());
+    let mut first_of_shard = false;
+    let mut id_start = 0;
+    for entry in &body.entries {
+        let id = &body.ids[id_start..entry.id_end];
+        id_start = entry.id_end;
+        if let Some(reason) = entry.refused {
+            outcomes.push((entry.slot, refused_here(reason)));
+            continue;
+        }
+        let (delete, action) = match items.next() {
+            Some(Item::Index(action)) => (false, action),
+            Some(Item::Delete(action)) => (true, action),
+            None => break,
+        };
+        if delete != entry.delete || action.id.as_deref() != Some(id) {
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "the items in the reply to a bulk request are not those that were sent",
+            ));
+        }
+        first_of_shard |= action.seq_no == Some(0);
+        outcomes.push((entry.slot, classify(&action, delete)));
+    }
+    Ok(Parsed { outcomes, first_of_shard })
+}
+
+fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
+    let status = action.status;
+    let Some(error) = &action.error else {
+        return match status {
+            200..300 => BulkOutcome::Done,
+            404 if delete => BulkOutcome::Done,
+            _ => BulkOutcome::Retry { status, reason: format!("status {status} without a reason") },
+        };
+    };
+    let kind = error.kind.as_deref().unwrap_or("");
+    match (status, kind) {
+        (409, _) => BulkOutcome::VersionConflict { current: error.reason.as_deref().and_then(current_version) },
+        (_, "index_not_found_exception") => BulkOutcome::IndexMissing,
+        // Not the document's fault, though some of them come with a 4xx status.
+        (400, "index_closed_exception")
+        | (_, "cluster_block_exception" | "circuit_breaking_exception" | "es_rejected_execution_exception")
+        | (401 | 403 | 404 | 408 | 429, _)
+        | (500.., _) => BulkOutcome::Retry { status, reason: error.text() },
+        _ => BulkOutcome::Rejected { status, reason: error.text() },
+    }
+}
+
+/// Out of "[id]: version conflict, current version [7] is higher than the one provided [6]". The id comes first and may
+/// hold anything, therefore the last occurrence.
+fn current_version(reason: &str) -> Option<u64> {
+    const BEFORE: &str = "current version [";
+    let rest = &reason[reason.rfind(BEFORE)? + BEFORE.len()..];
+    rest[..rest.find(']')?].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn lines(body: &BulkBody) -> Vec<Value> {
+        let text = body.as_bytes();
+        assert!(text.is_empty() || text.ends_with(b"\n"));
+        text.split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn framing() {
+        let mut builder = BulkBuilder::new("product-fanout-1");
+        builder.push_index(7, "a\"b\n", 12, br#" {"a":1} "#);
+        builder.push_delete(8, "é", i64::MAX as u64);
+        assert_eq!(builder.len(), 2);
+        let body = builder.finish();
+        assert_eq!(
+            std::str::from_utf8(body.as_bytes()).unwrap(),
+            concat!(
+                r#"{"index":{"_id":"a\"b\u000a","version":12,"version_type":"external_gte"}}"#,
+                "\n{\"a\":1}\n",
+                r#"{"delete":{"_id":"é","version":9223372036854775807,"version_type":"external_gte"}}"#,
+                "\n"
+            )
+        );
+        assert!(body.has_deletes());
+        let body = BulkBuilder::reuse("other", body).finish();
+        assert_eq!((body.index(), body.len(), body.bytes(), body.has_deletes()), ("other", 0, 0, false));
+    }
+
+    #[test]
+    fn a_crafted_document_is_no_action() {
+        // A json column with newlines, as to_json copies it.
+        let crafted = b"{\"v\":[1,\n{\"delete\":{\"_index\":\"victim\",\"_id\":\"1\"}},\r\n{\"a\":{}}\n]}";
+        let mut builder = BulkBuilder::new("i");
+        builder.push_index(0, "1", 1, crafted);
+        let lines = lines(&builder.finish());
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1]["v"][1]["delete"]["_index"], "victim");
+    }
+
+    #[test]
+    fn what_would_fail_the_whole_request_is_not_sent() {
+        let mut builder = BulkBuilder::new("i");
+        builder.push_index(0, "", 1, b"{}");
+        builder.push_index(1, &"x".repeat(513), 1, b"{}");
+        builder.push_delete(2, "x", 1 << 63);
+        builder.push_index(3, "x", 1, b"\n");
+        builder.push_index(4, "x", 1, b"{\"delete\":{}}\n[]");
+        builder.push_index(5, "ok", 1, b"{}");
+        let body = builder.finish();
+        assert_eq!(lines(&body).len(), 2);
+        let reply = br#"{"items":[{"index":{"_id":"ok","status":201}}]}"#;
+        let outcomes = parse_bulk_response(reply, &body).unwrap();
+        assert_eq!(outcomes.len(), 6);
+        for (slot, outcome) in outcomes {
+            assert_eq!(outcome == BulkOutcome::Done, slot == 5, "{slot} {outcome:?}");
+            assert_eq!(matches!(outcome, BulkOutcome::Rejected { status: 400, .. }), slot != 5);
+        }
+    }
+
+    fn body_of(actions: &[(&str, bool)]) -> BulkBody {
+        let mut builder = BulkBuilder::new("i");
+        for (slot, (id, delete)) in actions.iter().enumerate() {
+            if *delete {
+                builder.push_delete(slot as u32, id, 1);
+            } else {
+                builder.push_index(slot as u32, id, 1, b"{}");
+            }
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn mixed_items() {
+        let body = body_of(&[
+            ("a", false),
+            ("b", false),
+            ("c", false),
+            ("d", true),
+            ("e", true),
+            ("f", false),
+            ("g", false),
+            ("h", false),
+            ("i", false),
+            ("j", false),
+        ]);
+        let reply = json!({"took": 1, "errors": true, "items": [
+            {"index": {"_index": "i", "_id": "a", "status": 201, "_seq_no": 4}},
+            {"index": {"_id": "b", "status": 429, "error": {"type": "es_rejected_execution_exception", "reason": "queue"}}},
+            {"index": {"_id": "c", "status": 400, "error": {"type": "mapper_parsing_exception", "reason": "failed to parse",
+                "caused_by": {"type": "number_format_exception", "reason": "For input string: \"x\""}}}},
+            {"delete": {"_id": "d", "status": 404, "result": "not_found"}},
+            {"delete": {"_id": "e", "status": 409, "error": {"type": "version_conflict_engine_exception",
+                "reason": "[current version [99]]: version conflict, current version [17] is higher than the one provided [1]"}}},
+            {"index": {"_id": "f", "status": 503, "error": {"type": "unavailable_shards_exception", "reason": "no primary"}}},
+            {"index": {"_id": "g", "status": 404, "error": {"type": "index_not_found_exception", "reason": "no such index [i]"}}},
+            {"index": {"_id": "h", "status": 400, "error": {"type": "index_closed_exception", "reason": "closed"}}},
+            {"index": {"_id": "i", "status": 403, "error": {"type": "cluster_block_exception", "reason": "read-only"}}},
+            {"index": {"_id": "j", "status": 413, "error": {"reason": "large", "status": 9}}},
+        ]});
+        let outcomes = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap();
+        let expected = [
+            BulkOutcome::Done,
+            BulkOutcome::Retry { status: 429, reason: "es_rejected_execution_exception: queue".into() },
+            BulkOutcome::Rejected {
+                status: 400,
+                reason: "mapper_parsing_exception: failed to parse; caused by number_format_exception: For input string: \"x\""
+                    .into(),
+            },
+            BulkOutcome::Done,
+            BulkOutcome::VersionConflict { current: Some(17) },
+            BulkOutcome::Retry { status: 503, reason: "unavailable_shards_exception: no primary".into() },
+            BulkOutcome::IndexMissing,
+            BulkOutcome::Retry { status: 400, reason: "index_closed_exception: closed".into() },
+            BulkOutcome::Retry { status: 403, reason: "cluster_block_exception: read-only".into() },
+            BulkOutcome::Rejected { status: 413, reason: "large".into() },
+        ];
+        for (slot, expected) in expected.into_iter().enumerate() {
+            assert_eq!(outcomes[slot], (slot as u32, expected));
+        }
+    }
+
+    #[test]
+    fn a_reply_that_does_not_fit_says_nothing_of_any_document() {
+        let body = body_of(&[("a", false), ("b", false)]);
+        for reply in [
+            json!({"items": [{"index": {"_id": "a", "status": 201}}]}),
+            json!({"items": [{"index": {"_id": "b", "status": 201}}, {"index": {"_id": "a", "status": 201}}]}),
+            json!({"items": [{"index": {"_id": "a", "status": 201}}, {"delete": {"_id": "b", "status": 200}}]}),
+            json!({"items": [{"index": {"_id": "a", "status": 201}}, {"index": {"status": 201}}]}),
+            json!({"items": [{"index": {"_id": "a", "status": 201}}, {"create": {"_id": "b", "status": 201}}]}),
+            json!({"items": {}}),
+            json!({}),
+            json!([]),
+        ] {
+            let error = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Protocol, "{reply}");
+            assert!(error.outcome_unknown());
+        }
+    }
+
+    #[test]
+    fn the_first_action_of_a_shard_is_noticed() {
+        let body = body_of(&[("a", true)]);
+        let reply = br#"{"items":[{"delete":{"_id":"a","status":404,"_seq_no":0}}]}"#;
+        assert!(parse(reply, &body).unwrap().first_of_shard);
+        let reply = br#"{"items":[{"delete":{"_id":"a","status":404,"_seq_no":10}}]}"#;
+        assert!(!parse(reply, &body).unwrap().first_of_shard);
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        let body = body_of(&[("a", false)]);
+        let reply = json!({"items": [{"index": {"_id": "a", "status": 400, "error": {"type": "t", "reason": "é".repeat(9000)}}}]});
+        let outcomes = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap();
+        let BulkOutcome::Rejected { reason, .. } = &outcomes[0].1 else { panic!("{outcomes:?}") };
+        assert!(reason.len() <= crate::error::MAX_REASON_BYTES && reason.ends_with('…'));
+    }
+
+    proptest! {
+        #[test]
+        fn two_lines_a_document_one_a_deletion(
+            actions in proptest::collection::vec((any::<String>(), any::<u64>(), any::<bool>(), ".{0,20}|[\\s\"\\\\{}]{0,9}"), 0..20)
+        ) {
+            let mut builder = BulkBuilder::new("i");
+            let mut expected = Vec::new();
+            for (slot, (id, version, delete, text)) in actions.iter().enumerate() {
+                let version = version >> 1;
+                let refused = id.is_empty() || id.len() > MAX_ID_BYTES;
+                let head = json!({"_id": id, "version": version, "version_type": "external_gte"});
+                if *delete {
+                    builder.push_delete(slot as u32, id, version);
+                    if !refused {
+                        expected.push(json!({"delete": head}));
+                    }
+                } else {
+                    let document = json!({"text": text});
+                    builder.push_index(slot as u32, id, version, serde_json::to_string_pretty(&document).unwrap().as_bytes());
+                    if !refused {
+                        expected.push(json!({"index": head}));
+                        expected.push(document);
+                    }
+                }
+            }
+            prop_assert_eq!(builder.len(), actions.len());
+            prop_assert_eq!(lines(&builder.finish()), expected);
+        }
+
+        #[test]
+        fn any_reply_is_an_outcome_or_an_error(reply in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_bulk_response(&reply, &body_of(&[("a", false)]));
+        }
+
+        #[test]
+        fn any_item_is_an_outcome_or_an_error(
+            status in 0u32..100_000, reason in any::<String>(), kind in "[a-z_]{0,12}", seq in any::<i64>()
+        ) {
+            let reply = json!({"items": [{"delete": {"_id": "a", "status": status, "_seq_no": seq,
+                "error": {"type": kind, "reason": format!("{reason} current version [{reason}]")}}}]});
+            let _ = parse_bulk_response(reply.to_string().as_bytes(), &body_of(&[("a", true)]));
+        }
+    }
 }

@@ -15,7 +15,7 @@ pub enum ConfigError {
     Url(String),
     /// Another scheme than the target speaks.
     #[error("the URL must begin with {0}")]
-    Scheme(&'static str),
+    Scheme(String),
     /// `user:password@` in a URL.
     #[error("the URL must not contain a user name or password: these belong in the user mapping")]
     UserInfo,
@@ -31,6 +31,35 @@ pub enum ConfigError {
     /// The database number of a Redis URL.
     #[error("the path of a Redis URL must be a database number")]
     Database,
+    /// The socket's path.
+    #[error("a unix URL needs the path of a socket: unix:///run/redis.sock")]
+    SocketPath,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn checked(text: &str, schemes: &[&str]) -> Result<Url, ConfigError> {
+    let url = Url::parse(text.trim()).map_err(|error| ConfigError::Url(error.to_string()))?;
+    if !schemes.contains(&url.scheme()) {
+        let schemes: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+        return Err(ConfigError::Scheme(schemes.join(" or ")));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(ConfigError::UserInfo);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(ConfigError::QueryOrFragment);
+    }
+    Ok(url)
+}
+
+/// The database number of a Redis URL; 0 if it has none.
+pub(crate) fn database(url: &Url) -> Result<i64, ConfigError> {
+    match url.path() {
+        "" | "/" => Ok(0),
+        path => path.trim_matches('/').parse::<u32>().map(i64::from).map_err(|_| ConfigError::Database),
+    }
 }
 
 /// A text that is not shown.
@@ -108,12 +137,7 @@ pub struct Tls {
 
 impl Default for Tls {
     fn default() -> Tls {
-        Tls {
-            ca_pem: None,
-            client_cert_pem: None,
-            client_key_pem: None,
-            verify: true,
-        }
+        Tls { ca_pem: None, client_cert_pem: None, client_key_pem: None, verify: true }
     }
 }
 
@@ -147,8 +171,22 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// A configuration with defaults, for one or more nodes of one cluster (`http` or `https`, a path is allowed).
     pub fn new<S: AsRef<str>>(urls: &[S]) -> Result<EngineConfig, ConfigError> {
-        let _ = urls;
-        todo!()
+        let urls = urls.iter().map(|url| checked(url.as_ref(), &["http", "https"])).collect::<Result<Vec<Url>, _>>()?;
+        if urls.is_empty() {
+            return Err(ConfigError::NoUrl);
+        }
+        if urls.iter().any(|url| url.host_str().is_none_or(str::is_empty)) {
+            return Err(ConfigError::NoHost);
+        }
+        Ok(EngineConfig {
+            urls,
+            auth: Auth::None,
+            tls: Tls::default(),
+            flavor: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            request_timeout: REQUEST_TIMEOUT,
+            compress: false,
+        })
     }
 
     /// The nodes.
@@ -176,8 +214,25 @@ pub struct RedisConfig {
 impl RedisConfig {
     /// A configuration with defaults: `redis://host:port/db`, `rediss://…` (TLS) or `unix:///path`.
     pub fn new(url: &str) -> Result<RedisConfig, ConfigError> {
-        let _ = url;
-        todo!()
+        let url = checked(url, &["redis", "rediss", "unix"])?;
+        if url.scheme() == "unix" {
+            if url.path().len() < 2 {
+                return Err(ConfigError::SocketPath);
+            }
+        } else {
+            if url.host_str().is_none_or(str::is_empty) {
+                return Err(ConfigError::NoHost);
+            }
+            database(&url)?;
+        }
+        Ok(RedisConfig {
+            url,
+            username: None,
+            password: None,
+            tls: Tls::default(),
+            connect_timeout: CONNECT_TIMEOUT,
+            request_timeout: REQUEST_TIMEOUT,
+        })
     }
 
     /// The address.
@@ -193,4 +248,63 @@ pub enum ServerConfig {
     Engine(EngineConfig),
     /// Redis.
     Redis(RedisConfig),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_engines() {
+        let config = EngineConfig::new(&["http://a:9200", "https://b/es/"]).unwrap();
+        assert_eq!(config.urls().len(), 2);
+        assert_eq!(EngineConfig::new::<&str>(&[]), Err(ConfigError::NoUrl));
+        assert!(matches!(EngineConfig::new(&["redis://a"]), Err(ConfigError::Scheme(_))));
+        assert!(matches!(EngineConfig::new(&["http://a?x=1"]), Err(ConfigError::QueryOrFragment)));
+        assert!(matches!(EngineConfig::new(&["a:b"]), Err(ConfigError::Scheme(_))));
+        assert!(matches!(EngineConfig::new(&["http://"]), Err(ConfigError::Url(_))));
+    }
+
+    #[test]
+    fn urls_of_redis() {
+        for url in ["redis://h", "redis://h:1/2", "rediss://h:6380/", "unix:///run/redis.sock"] {
+            RedisConfig::new(url).unwrap();
+        }
+        assert_eq!(RedisConfig::new("redis://h/x"), Err(ConfigError::Database));
+        assert_eq!(RedisConfig::new("redis:///1"), Err(ConfigError::NoHost));
+        assert!(matches!(RedisConfig::new("unix:"), Err(ConfigError::SocketPath)));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        for url in ["http://elastic:hunter2@h", "http://:hunter2@h", "http://hunter2@h"] {
+            let error = EngineConfig::new(&[url]).unwrap_err();
+            assert_eq!(error, ConfigError::UserInfo);
+            assert!(!format!("{error} {error:?}").contains("hunter2"));
+        }
+        assert!(!RedisConfig::new("redis://:hunter2@h").unwrap_err().to_string().contains("hunter2"));
+        let error = RedisConfig::new("redis://:hunter2@h:port").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        let mut config = EngineConfig::new(&["http://h"]).unwrap();
+        config.tls.client_key_pem = Some("hunter2".into());
+        for auth in [
+            Auth::Basic { username: "u".into(), password: "hunter2".into() },
+            Auth::ApiKey("hunter2".into()),
+            Auth::Bearer("hunter2".into()),
+        ] {
+            config.auth = auth;
+            let shown = format!("{:?} {config:#?}", ServerConfig::Engine(config.clone()));
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_changed_secret_is_noticed() {
+        let mut config = RedisConfig::new("redis://h").unwrap();
+        config.password = Some("a".into());
+        let mut other = config.clone();
+        assert_eq!(config, other);
+        other.password = Some("b".into());
+        assert_ne!(config, other);
+    }
 }

@@ -67,9 +67,7 @@ impl ErrorKind {
             | ErrorKind::Incomplete
             | ErrorKind::Stopped
             | ErrorKind::Panicked => RetryClass::Transient,
-            ErrorKind::Unauthorized | ErrorKind::Conflict | ErrorKind::TlsOrConfig => {
-                RetryClass::Blocked
-            }
+            ErrorKind::Unauthorized | ErrorKind::Conflict | ErrorKind::TlsOrConfig => RetryClass::Blocked,
             ErrorKind::TooLarge | ErrorKind::BadRequest => RetryClass::Split,
             ErrorKind::NotFound => RetryClass::Permanent,
         }
@@ -104,19 +102,11 @@ pub const MAX_REASON_BYTES: usize = 2048;
 impl Error {
     /// An error with a message for the user: lower case, no full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error {
-            kind,
-            message: bounded(message.into()),
-            status: None,
-            source: None,
-        }
+        Error { kind, message: bounded(message.into()), status: None, source: None }
     }
 
     /// Adds the error that caused this one.
-    pub fn with_source(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.source = Some(source.into());
         self
     }

@@ -27,13 +27,7 @@ impl RedisBatch {
     }
 
     /// Replaces a hash: `DEL`, `HSET`, `PEXPIRE` in one `MULTI`. Without fields the key is deleted.
-    pub fn push_hash(
-        &mut self,
-        slot: u32,
-        key: &str,
-        fields: &[(&str, &str)],
-        ttl_ms: Option<u64>,
-    ) {
+    pub fn push_hash(&mut self, slot: u32, key: &str, fields: &[(&str, &str)], ttl_ms: Option<u64>) {
         let _ = (slot, key, fields, ttl_ms);
         todo!()
     }

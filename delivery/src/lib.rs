@@ -14,6 +14,7 @@ pub mod bulk;
 pub mod config;
 pub mod engine;
 pub mod error;
+mod escape;
 pub mod id;
 pub mod keyspace;
 pub mod ownership;

@@ -175,12 +175,7 @@ impl Engine {
 
     /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A failed shard or a missing index is an
     /// error, never a shorter answer. `timeout` bounds the request in place of the configured one.
-    pub fn search(
-        &self,
-        index: Option<&str>,
-        body: &[u8],
-        timeout: Option<Duration>,
-    ) -> Result<SearchResponse> {
+    pub fn search(&self, index: Option<&str>, body: &[u8], timeout: Option<Duration>) -> Result<SearchResponse> {
         let _ = (index, body, timeout);
         todo!()
     }
