@@ -1,0 +1,171 @@
+//! What a test has for itself.
+
+use crate::database::{Refusal, Session};
+use crate::engine::Engine;
+use crate::environment::variable;
+use crate::keyspace::Keyspace;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Tests that stop servers must not run beside others.
+static SERVERS: RwLock<()> = RwLock::new(());
+
+// Held, never read.
+#[allow(dead_code)]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+/// A database of its own with the extension and its servers, and a tag that no other test's names contain.
+///
+/// Dropped with all that carries the tag: the database, indices of both engines, keys of Redis.
+pub struct World {
+    /// Part of the database's name, of each index and of each key.
+    pub tag: String,
+    /// A connection.
+    pub db: Session,
+    roles: Vec<String>,
+    // Last, so that it is released when everything else is gone.
+    _turn: Turn,
+}
+
+impl World {
+    /// A world for a test that stops nothing.
+    pub fn new(name: &str) -> Self {
+        let turn = Turn::Shared(SERVERS.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        Self::furnished(name, turn)
+    }
+
+    /// A world for a test that stops servers: no other test runs meanwhile.
+    pub fn alone(name: &str) -> Self {
+        let turn = Turn::Alone(SERVERS.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        Self::furnished(name, turn)
+    }
+
+    fn furnished(name: &str, turn: Turn) -> Self {
+        let mut world = Self::empty(name, turn);
+        if let Err(error) = world.db.try_exec("CREATE EXTENSION pg_fanout") {
+            panic!("{error}; `make test` builds and installs the extension before it runs the tests");
+        }
+        let (opensearch, elasticsearch) = (variable("OPENSEARCH_URL"), variable("ES_URL"));
+        let redis = variable("REDIS_URL");
+        world.db.exec(&format!(
+            "CREATE SERVER search FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{opensearch}');
+             CREATE SERVER es FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{elasticsearch}');
+             CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{redis}')"
+        ));
+        world
+    }
+
+    /// A database without the extension.
+    pub fn bare(name: &str) -> Self {
+        Self::empty(name, Turn::Shared(SERVERS.read().unwrap_or_else(|poisoned| poisoned.into_inner())))
+    }
+
+    fn empty(name: &str, turn: Turn) -> Self {
+        // A database's name holds 63 bytes.
+        let name: String = name.chars().take(48).collect();
+        let tag = format!("{name}_{:06x}", fastrand::u32(..1 << 24));
+        let mut postgres = Session::connect("postgres");
+        postgres.exec(&format!("CREATE DATABASE t_{tag}"));
+        let db = Session::connect(&format!("t_{tag}"));
+        World { tag, db, roles: Vec::new(), _turn: turn }
+    }
+
+    /// The name of the database.
+    pub fn database(&self) -> String {
+        format!("t_{}", self.tag)
+    }
+
+    /// Another connection.
+    pub fn connect(&self) -> Session {
+        Session::connect(&self.database())
+    }
+
+    /// Replaces [`World::db`] by a new connection, after the server or the backend went away.
+    pub fn reconnect(&mut self) {
+        self.db = self.connect();
+    }
+
+    /// A new role that may log in, and a connection as that role. Gone with the world.
+    pub fn role(&mut self, name: &str) -> (String, Session) {
+        let role = format!("{name}_{}", self.tag.rsplit('_').next().unwrap_or_default());
+        self.db.exec(&format!("CREATE ROLE {role} LOGIN"));
+        self.roles.push(role.clone());
+        let session = Session::try_connect(&self.database(), Some(&role))
+            .unwrap_or_else(|error| panic!("cannot connect as {role}: {error}"));
+        (role, session)
+    }
+
+    /// The name of this test's index for a table.
+    pub fn index_name(&self, table: &str) -> String {
+        format!("{table}_{}", self.tag)
+    }
+
+    /// What this test's keys for a table begin with.
+    pub fn key_prefix(&self, table: &str) -> String {
+        format!("{}:{table}:", self.tag)
+    }
+
+    /// Calls `fanout.index_table()`; `more` are further arguments such as `, on_reject => 'delete'`. Returns the sync.
+    pub fn index_table(&mut self, table: &str, engine: &Engine, more: &str) -> String {
+        let index = self.index_name(table);
+        let server = engine.server;
+        self.db.value(&format!("SELECT fanout.index_table('{table}', server => '{server}', index => '{index}'{more})"))
+    }
+
+    /// Calls `fanout.cache_table()` with the key `<prefix>${id}`; `more` are further arguments. Returns the sync.
+    pub fn cache_table(&mut self, table: &str, more: &str) -> String {
+        let key = format!("{}${{id}}", self.key_prefix(table));
+        self.cache_table_by(table, &key, more)
+    }
+
+    /// Calls `fanout.cache_table()` with a key template.
+    pub fn cache_table_by(&mut self, table: &str, key: &str, more: &str) -> String {
+        self.db.value(&format!("SELECT fanout.cache_table('{table}', server => 'cache', key => '{key}'{more})"))
+    }
+
+    /// Waits until all that is committed has arrived.
+    pub fn wait(&mut self, sync: &str) {
+        if let Err(error) = self.try_wait(sync, "60s") {
+            let status = self.db.try_rows("SELECT * FROM fanout.status");
+            panic!("fanout.wait('{sync}'): {error}\nfanout.status: {status:?}");
+        }
+    }
+
+    /// As [`World::wait`], with another timeout and the error if there is one.
+    pub fn try_wait(&mut self, sync: &str, timeout: &str) -> Result<(), Refusal> {
+        self.db.try_exec(&format!("SELECT fanout.wait('{sync}', '{timeout}')"))
+    }
+
+    /// A column of `fanout.status`; NULL is `NULL`.
+    pub fn status(&mut self, sync: &str, column: &str) -> String {
+        self.db.value(&format!("SELECT {column} FROM fanout.status WHERE sync = '{sync}'"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::env::var_os("PG_TEST_KEEP").is_some() {
+            println!("kept: database {}", self.database());
+            return;
+        }
+        // Not `expect`: a panic while one is under way would abort the run and hide the first.
+        let database = self.database();
+        let roles = std::mem::take(&mut self.roles);
+        let tag = self.tag.clone();
+        let outcome = std::panic::catch_unwind(move || {
+            let mut postgres = Session::connect("postgres");
+            postgres.exec(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"));
+            for role in roles {
+                postgres.exec(&format!("DROP ROLE {role}"));
+            }
+            Engine::opensearch().clean(&tag);
+            Engine::elasticsearch().clean(&tag);
+            Keyspace::open().clean(&tag);
+        });
+        if outcome.is_err() && !std::thread::panicking() {
+            panic!("what the test made could not be removed: see above");
+        }
+    }
+}
