@@ -21,7 +21,7 @@ stop: ## Stop the servers that make demo or stack/up started
 
 test: setup ## Run every test on servers of its own
 	@stack/install-extension
-	@stack/run-tests
+	@env -u STACK_DIR stack/run-tests
 
 check: ## Formatting, lints, licences
 	@stack/install build

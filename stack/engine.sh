@@ -13,34 +13,45 @@ engine_jdk() {
     esac
 }
 
-# engine_install KIND VERSION: the jars, and the class compiled. Complete is what has a stamp.
+# engine_install KIND VERSION: the jars, and the class compiled. Complete is what has its final name; servers that run
+# from it are left alone.
 engine_install() {
-    local kind=$1 version=$2 lib jdk source
+    local kind=$1 version=$2 lib new jdk source
     lib=$(engine_lib "$kind" "$version")
-    source=$stack_root/stack/$kind
-    if [ -e "$lib/complete" ] && [ ! "$source/EngineNode.java" -nt "$lib/complete" ]; then return 0; fi
+    source=$stack_root/stack/$kind/EngineNode.java
+    if cmp -s "$source" "$lib/classes/EngineNode.java"; then return 0; fi
     jdk=$(engine_jdk "$kind-$version")
     [ -n "$jdk" ] || die "no JDK for $kind $version (the newer ones need version 21 or later)"
-    command -v mvn >/dev/null || die "Maven is missing; run stack/install"
-    say "fetching $kind $version"
-    rm -rf "$lib"
-    mkdir -p "$lib/jars" "$lib/classes"
-    mvn -q -B -Dstyle.color=never -f "$source/pom.xml" "-Dengine.version=$version" dependency:copy-dependencies \
-        "-DoutputDirectory=$lib/jars" </dev/null >&2 || die "Maven could not fetch $kind $version"
-    "$jdk/bin/javac" -cp "$lib/jars/*" -d "$lib/classes" "$source/EngineNode.java"
-    if [ "$kind" = elasticsearch ]; then
-        mkdir -p "$lib/modules/transport-netty4"
-        mv "$lib"/jars/transport-netty4-*.jar "$lib"/jars/netty-*.jar "$lib/modules/transport-netty4/"
-        cat >"$lib/modules/transport-netty4/plugin-descriptor.properties" <<DESCRIPTOR
+    if [ ! -d "$lib" ]; then
+        command -v mvn >/dev/null || die "Maven is missing; run stack/install"
+        say "fetching $kind $version"
+        new=$lib.new
+        rm -rf "$new"
+        mkdir -p "$new/jars"
+        mvn -q -B -f "$stack_root/stack/$kind/pom.xml" "-Dengine.version=$version" dependency:copy-dependencies \
+            "-DoutputDirectory=$new/jars" </dev/null >"$lib.log" 2>&1 ||
+            { cat "$lib.log" >&2; die "Maven could not fetch $kind $version"; }
+        if [ "$kind" = elasticsearch ]; then netty_module "$new" "$version"; fi
+        mv "$new" "$lib"
+    fi
+    mkdir -p "$lib/classes"
+    "$jdk/bin/javac" -cp "$lib/jars/*" -d "$lib/classes" "$source"
+    cp "$source" "$lib/classes/"
+}
+
+# Elasticsearch finds its HTTP transport only as a module with a descriptor, not on the class path.
+netty_module() {
+    local module=$1/modules/transport-netty4
+    mkdir -p "$module"
+    mv "$1"/jars/transport-netty4-*.jar "$1"/jars/netty-*.jar "$module/"
+    cat >"$module/plugin-descriptor.properties" <<DESCRIPTOR
 description=netty
-version=$version
+version=$2
 name=transport-netty4
 java.version=21
-elasticsearch.version=$version
+elasticsearch.version=$2
 classname=org.elasticsearch.transport.netty4.Netty4Plugin
 DESCRIPTOR
-    fi
-    touch "$lib/complete"
 }
 
 # engine_prepare NAME KIND VERSION FIRST_PORT
@@ -60,9 +71,12 @@ engine_run() {
     jdk=$(engine_jdk "$2-$3")
     # Newer JDKs warn about each library that calls native code; older ones do not know the option.
     if [ -n "$(find_jdk 21)" ] && [ "$jdk" = "$(find_jdk 21)" ]; then options+=(--enable-native-access=ALL-UNNAMED); fi
+    printf '%s' "$3" >"$STACK_DIR/$name.version"
     spawn "$name" "$home" "$jdk/bin/java" -Xms1g -Xmx1g "${options[@]}" -cp "$lib/classes:$lib/jars/*" EngineNode \
         "$home" "$stack_name" "$(port_of "$name")" "$(port_of "$name-transport")"
 }
+
+engine_where() { printf '127.0.0.1:%s, version %s' "$(port_of "$1")" "$(cat "$STACK_DIR/$1.version" 2>/dev/null)"; }
 
 # Ready is an engine that answers with our cluster's name: a stranger on the port does not count.
 engine_ready() {

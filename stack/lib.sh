@@ -192,6 +192,7 @@ check_name() {
 start_server() {
     local name=$1 begun limit
     begun=$(now_ms)
+    log_start=1
     if pid_of "$name" >/dev/null && "${name}_ready"; then
         if [ "$name" = postgres ] && postgres_outdated; then
             say "postgres       restarts: pg_fanout was installed after it had started"
@@ -211,7 +212,7 @@ start_server() {
     until "${name}_ready"; do
         if ! pid_of "$name" >/dev/null || [ $SECONDS -ge $limit ]; then
             say "$name did not start; the end of $STACK_DIR/log/$name.log:"
-            tail -n 25 "$STACK_DIR/log/$name.log" >&2 || true
+            tail -c "+$log_start" "$STACK_DIR/log/$name.log" 2>/dev/null | tail -n 25 >&2
             stop_server "$name" immediate
             return 1
         fi

@@ -36,6 +36,6 @@ elasticsearch_run() { engine_run elasticsearch "$(elasticsearch_kind)" "$(elasti
 
 elasticsearch_ready() { engine_ready elasticsearch; }
 
-elasticsearch_where() { printf '127.0.0.1:%s, version %s' "$(port_of elasticsearch)" "$(elasticsearch_version)"; }
+elasticsearch_where() { engine_where elasticsearch; }
 
 elasticsearch_signal() { if [ "$1" = immediate ]; then echo KILL; else echo TERM; fi; }

@@ -17,6 +17,6 @@ opensearch_run() { engine_run opensearch opensearch "$(opensearch_version)"; }
 
 opensearch_ready() { engine_ready opensearch; }
 
-opensearch_where() { printf '127.0.0.1:%s, version %s' "$(port_of opensearch)" "$(opensearch_version)"; }
+opensearch_where() { engine_where opensearch; }
 
 opensearch_signal() { if [ "$1" = immediate ]; then echo KILL; else echo TERM; fi; }

@@ -18,16 +18,21 @@ pg_socket_folder() {
     printf '%s' "$folder"
 }
 
-# After kill -9 of the postmaster its children need a moment to notice; a new one refuses to start beside them.
-pg_wait_for_children() {
-    local data end process
+# After kill -9 of the postmaster a new one refuses to start beside its children, which need a moment to notice, and
+# beside its zombie, which the system needs a moment to clear away.
+pg_wait_for_remains() {
+    local data end process old
     data=$(pg_data)
     end=$((SECONDS + 10))
     for process in /proc/[0-9]*; do
         while [ "$(readlink "$process/cwd" 2>/dev/null)" = "$data" ]; do
-            [ $SECONDS -lt $end ] || { as_server kill -KILL "${process#/proc/}" 2>/dev/null || true; break; }
+            if [ $SECONDS -ge $end ]; then as_server kill -KILL "${process#/proc/}" 2>/dev/null || true; fi
             sleep 0.1
         done
+    done
+    old=$(as_server head -n 1 "$data/postmaster.pid" 2>/dev/null || true)
+    while [ -n "$old" ] && grep -qs '^State:[[:space:]]*Z' "/proc/$old/status" && [ $SECONDS -lt $end ]; do
+        sleep 0.1
     done
 }
 
@@ -45,7 +50,7 @@ postgres_prepare() {
             --no-instructions >"$STACK_DIR/initdb.log" 2>&1) || { tail -n 20 "$STACK_DIR/initdb.log" >&2; die "initdb failed"; }
         echo "include 'stack.conf'" >>"$data/postgresql.conf"
     fi
-    pg_wait_for_children
+    pg_wait_for_remains
     choose_port postgres 54815
     # A server that preloads a library which isn't there does not start.
     if [ -e "$(pg_library)" ]; then preload=pg_fanout; fi
