@@ -7,7 +7,11 @@ compile_error!("pg_fanout must be compiled with panic = \"unwind\": Postgres err
 
 mod capture;
 mod catalog;
+mod document;
 mod error;
+mod journal;
+mod settings;
+mod worker;
 
 use pgrx::prelude::*;
 
@@ -21,4 +25,16 @@ mod fanout {}
 
 /// Called by the server when it loads the library.
 #[pg_guard]
-pub extern "C-unwind" fn _PG_init() {}
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: globals of the server, read on its main thread.
+    let (upgrading, preloading) =
+        unsafe { (pg_sys::IsBinaryUpgrade, pg_sys::process_shared_preload_libraries_in_progress) };
+    if upgrading {
+        return;
+    }
+    settings::define();
+    capture::register();
+    if preloading {
+        worker::shared::request();
+    }
+}

@@ -1,0 +1,172 @@
+//! Reading rows as documents, through SPI.
+//!
+//! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made.
+
+use super::source::Source;
+use crate::capture::image;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// Prepared statements of a source, planned as its owner; freed when dropped.
+pub struct Plans {
+    by_key: pg_sys::SPIPlanPtr,
+    by_block: pg_sys::SPIPlanPtr,
+}
+
+impl Drop for Plans {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: kept plans, freed once.
+            unsafe {
+                pg_sys::SPI_freeplan(self.by_key);
+                pg_sys::SPI_freeplan(self.by_block);
+            }
+        }
+    }
+}
+
+/// An SPI session; ended when dropped, by the abort if an error unwinds.
+struct Session;
+
+impl Session {
+    fn open() -> Self {
+        // SAFETY: within a transaction.
+        unsafe { pg_sys::SPI_connect() };
+        Self
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: connected in open().
+            unsafe { pg_sys::SPI_finish() };
+        }
+    }
+}
+
+impl Plans {
+    /// Parses the statements of a source. Call it as the sync's owner: names are resolved and rights checked as such.
+    pub fn prepare(source: &Source) -> Self {
+        let _session = Session::open();
+        let prepare = |sql: &CStr, types: &[pg_sys::Oid]| {
+            // SAFETY: sql and types live for the call; the kept plan belongs to us.
+            unsafe {
+                let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_ptr().cast_mut());
+                if plan.is_null() {
+                    pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {}", pg_sys::SPI_result);
+                }
+                pg_sys::SPI_keepplan(plan);
+                plan
+            }
+        };
+        Self {
+            by_key: prepare(&source.by_key, &source.key_arrays),
+            by_block: prepare(&source.by_block, &[pg_sys::TIDOID, pg_sys::TIDOID]),
+        }
+    }
+
+    /// Reads the rows at these addresses and calls `visit` with each row's own address and its document.
+    ///
+    /// A row may come whose address is not among those asked for (equal to an operator, not in its bytes): the caller
+    /// compares. None if an address is not of the source's layout.
+    pub fn read_keys<'a>(
+        &self,
+        source: &Source,
+        addresses: impl Iterator<Item = &'a [u8]>,
+        visit: impl FnMut(&[u8], &[u8]),
+    ) -> Option<()> {
+        let mut columns: Vec<Vec<pg_sys::Datum>> = vec![Vec::new(); source.keys];
+        for address in addresses {
+            let images = image::columns(address, source.storages.len())?;
+            // A key column that is NULL matches no row.
+            if images[..source.keys].iter().any(Option::is_none) {
+                continue;
+            }
+            for ((column, bytes), &storage) in columns.iter_mut().zip(images).zip(&source.storages) {
+                column.push(image::to_datum(storage, bytes?)?);
+            }
+        }
+        let mut arrays: Vec<pg_sys::Datum> = Vec::with_capacity(columns.len());
+        for (column, &storage) in columns.iter_mut().zip(&source.storages) {
+            // SAFETY: the datums are of this type; its alignment is looked up beside them.
+            unsafe {
+                let (mut length, mut by_value, mut align) = (0, false, 0);
+                pg_sys::get_typlenbyvalalign(storage.type_oid, &mut length, &mut by_value, &mut align);
+                let array = pg_sys::construct_array(
+                    column.as_mut_ptr(),
+                    column.len() as i32,
+                    storage.type_oid,
+                    length.into(),
+                    by_value,
+                    align,
+                );
+                arrays.push(pg_sys::Datum::from(array));
+            }
+        }
+        execute(self.by_key, &mut arrays, source, visit);
+        Some(())
+    }
+
+    /// Reads the rows in blocks `from..to` of the source and of each of its partitions.
+    pub fn read_blocks(&self, source: &Source, from: u32, to: u32, visit: impl FnMut(&[u8], &[u8])) -> usize {
+        let mut bounds = [(from, 0), (to, 0)].map(|(block, offset)| {
+            let mut tid = Box::new(pg_sys::ItemPointerData::default());
+            pgrx::itemptr::item_pointer_set_all(&mut tid, block, offset);
+            tid
+        });
+        let mut arguments = [
+            pg_sys::Datum::from(&raw mut *bounds[0]),
+            pg_sys::Datum::from(&raw mut *bounds[1]),
+        ];
+        execute(self.by_block, &mut arguments, source, visit)
+    }
+}
+
+fn execute(
+    plan: pg_sys::SPIPlanPtr,
+    arguments: &mut [pg_sys::Datum],
+    source: &Source,
+    mut visit: impl FnMut(&[u8], &[u8]),
+) -> usize {
+    let _session = Session::open();
+    // SAFETY: the plan was prepared with as many parameters; the tuple table lives until the session ends, and each
+    // tuple has the address columns and then a json value.
+    unsafe {
+        let result =
+            pg_sys::SPI_execute_plan(plan, arguments.as_mut_ptr(), std::ptr::null(), true, 0);
+        if result != pg_sys::SPI_OK_SELECT as i32 {
+            pgrx::error!("a statement of pg_fanout did not run: SPI result {result}");
+        }
+        let table = &*pg_sys::SPI_tuptable;
+        let count = pg_sys::SPI_processed as usize;
+        let mut address = Vec::new();
+        for row in 0..count {
+            let tuple = *table.vals.add(row);
+            address.clear();
+            for (column, &storage) in source.storages.iter().enumerate() {
+                let mut null = false;
+                let datum = pg_sys::heap_getattr(tuple, column as i32 + 1, table.tupdesc, &mut null);
+                image::put_datum(&mut address, storage, datum, null);
+            }
+            let mut null = false;
+            let datum = pg_sys::heap_getattr(tuple, source.storages.len() as i32 + 1, table.tupdesc, &mut null);
+            if null {
+                continue;
+            }
+            let original: *mut pg_sys::varlena = datum.cast_mut_ptr();
+            let json = pg_sys::pg_detoast_datum_packed(original);
+            visit(
+                &address,
+                std::slice::from_raw_parts(
+                    pgrx::varlena::vardata_any(json).cast::<u8>(),
+                    pgrx::varlena::varsize_any_exhdr(json),
+                ),
+            );
+            if json != original {
+                pg_sys::pfree(json.cast());
+            }
+        }
+        count
+    }
+}

@@ -1,0 +1,389 @@
+//! The pending set of one sync: addresses that are not yet acknowledged by its target. Pure.
+//!
+//! At most one delivery of an address is under way at any time; a change that comes meanwhile is noted and follows. Each
+//! address belongs to the *epoch* in which it was marked, and an epoch is done when all its addresses are acknowledged:
+//! that is how `fanout.wait()`, the lag and the truncation of the journal know how far the sync is.
+
+use hashbrown::HashTable;
+use rustc_hash::FxHasher;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::Hasher;
+use std::time::Instant;
+
+/// Number of an address in the set, stable until it is acknowledged.
+pub type Slot = u32;
+/// Number of an epoch.
+pub type Epoch = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Queued,
+    /// To be queued at a time that `later` knows.
+    Delayed,
+    /// Being read or delivered; `again` is the epoch of a change that came meanwhile.
+    InFlight { again: Option<Epoch> },
+}
+
+struct Entry {
+    address: Box<[u8]>,
+    state: State,
+    epoch: Epoch,
+    attempts: u32,
+    /// The address also stands in the table of stored addresses.
+    stored: bool,
+    /// The slice of a scan that this delivery belongs to.
+    slice: Option<u32>,
+}
+
+/// What an acknowledgement says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// The address has to be removed from the table of stored addresses.
+    pub stored: Option<Box<[u8]>>,
+    /// The slice of a scan that it belonged to.
+    pub slice: Option<u32>,
+}
+
+/// See the module.
+pub struct Pending {
+    entries: Vec<Entry>,
+    free: Vec<Slot>,
+    index: HashTable<Slot>,
+    queue: VecDeque<Slot>,
+    later: BTreeMap<Instant, Vec<Slot>>,
+    in_flight: usize,
+    epoch: Epoch,
+    /// Outstanding addresses of each epoch that has any, or is the current one, with the time of its beginning.
+    epochs: VecDeque<(Epoch, usize, i64)>,
+}
+
+fn hash(address: &[u8]) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write(address);
+    hasher.finish()
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+            index: HashTable::new(),
+            queue: VecDeque::new(),
+            later: BTreeMap::new(),
+            in_flight: 0,
+            epoch: 1,
+            epochs: VecDeque::from([(1, 0, 0)]),
+        }
+    }
+}
+
+impl Pending {
+    /// Addresses held.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// True if none is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Addresses being delivered.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// True if some wait to be read.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The address of a slot in use.
+    pub fn address(&self, slot: Slot) -> &[u8] {
+        &self.entries[slot as usize].address
+    }
+
+    fn find(&self, address: &[u8]) -> Option<Slot> {
+        self.index.find(hash(address), |&slot| &*self.entries[slot as usize].address == address).copied()
+    }
+
+    fn insert(&mut self, address: &[u8], state: State) -> Slot {
+        let entry =
+            Entry { address: address.into(), state, epoch: self.epoch, attempts: 0, stored: false, slice: None };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = entry;
+                slot
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as Slot
+            }
+        };
+        let entries = &self.entries;
+        self.index.insert_unique(hash(address), slot, |&other| hash(&entries[other as usize].address));
+        self.count(self.epoch, 1);
+        slot
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        let entries = &self.entries;
+        let hashed = hash(&entries[slot as usize].address);
+        if let Ok(found) = self.index.find_entry(hashed, |&other| other == slot) {
+            found.remove();
+        }
+        let entry = &mut self.entries[slot as usize];
+        entry.address = Box::default();
+        entry.state = State::Free;
+        self.free.push(slot);
+        if self.is_empty() {
+            // A large set was worked off: give its memory back.
+            self.entries = Vec::new();
+            self.free = Vec::new();
+            self.index = HashTable::new();
+            self.queue = VecDeque::new();
+        }
+    }
+
+    fn count(&mut self, epoch: Epoch, by: isize) {
+        if let Ok(place) = self.epochs.binary_search_by_key(&epoch, |&(epoch, ..)| epoch) {
+            self.epochs[place].1 = self.epochs[place].1.saturating_add_signed(by);
+        }
+        while self.epochs.len() > 1 && self.epochs[0].1 == 0 {
+            self.epochs.pop_front();
+        }
+    }
+
+    /// Notes that an address changed.
+    pub fn mark(&mut self, address: &[u8]) {
+        self.mark_as(address, false);
+    }
+
+    /// Notes an address that also stands in the table of stored addresses.
+    pub fn mark_stored(&mut self, address: &[u8]) {
+        self.mark_as(address, true);
+    }
+
+    fn mark_as(&mut self, address: &[u8], stored: bool) {
+        match self.find(address) {
+            None => {
+                let slot = self.insert(address, State::Queued);
+                self.entries[slot as usize].stored = stored;
+                self.queue.push_back(slot);
+            }
+            Some(slot) => {
+                let epoch = self.epoch;
+                let entry = &mut self.entries[slot as usize];
+                entry.stored |= stored;
+                if let State::InFlight { again: again @ None } = &mut entry.state {
+                    *again = Some(epoch);
+                    self.count(epoch, 1);
+                }
+            }
+        }
+    }
+
+    /// Takes up to `limit` queued addresses to be read and delivered now.
+    pub fn take(&mut self, limit: usize) -> Vec<Slot> {
+        let mut taken = Vec::new();
+        while taken.len() < limit {
+            let Some(slot) = self.queue.pop_front() else { break };
+            // Claimed by a scan or spilled meanwhile: the queue is not searched for it then.
+            if self.entries.get(slot as usize).is_some_and(|entry| entry.state == State::Queued) {
+                self.entries[slot as usize].state = State::InFlight { again: None };
+                self.in_flight += 1;
+                taken.push(slot);
+            }
+        }
+        taken
+    }
+
+    /// A scan has read the row of this address: its delivery begins now. None if one is under way already; the address is
+    /// then marked, and its row is read again when that is over.
+    pub fn claim(&mut self, address: &[u8], slice: u32) -> Option<Slot> {
+        let slot = match self.find(address) {
+            None => self.insert(address, State::Queued),
+            Some(slot) if matches!(self.entries[slot as usize].state, State::InFlight { .. }) => {
+                self.mark(address);
+                return None;
+            }
+            Some(slot) => slot,
+        };
+        self.entries[slot as usize].state = State::InFlight { again: None };
+        self.entries[slot as usize].slice = Some(slice);
+        self.in_flight += 1;
+        Some(slot)
+    }
+
+    /// The delivery is over for good: done, or a dead letter.
+    pub fn acknowledge(&mut self, slot: Slot) -> Acknowledged {
+        let entry = &mut self.entries[slot as usize];
+        let State::InFlight { again } = entry.state else { return Acknowledged::default() };
+        let mut result = Acknowledged { stored: None, slice: entry.slice.take() };
+        let done = std::mem::replace(&mut entry.epoch, again.unwrap_or(0));
+        if again.is_some() {
+            entry.state = State::Queued;
+            entry.attempts = 0;
+            self.queue.push_back(slot);
+        } else {
+            result.stored = entry.stored.then(|| std::mem::take(&mut entry.address));
+            if let Some(address) = &result.stored {
+                // remove() finds the slot in the index by its address.
+                entry.address = address.clone();
+            }
+            self.remove(slot);
+        }
+        self.in_flight -= 1;
+        self.count(done, -1);
+        result
+    }
+
+    /// The delivery failed or its outcome is unknown: the row is to be read again, at once or at a time.
+    pub fn retry(&mut self, slot: Slot, at: Option<Instant>) -> u32 {
+        let entry = &mut self.entries[slot as usize];
+        let State::InFlight { again } = entry.state else { return 0 };
+        entry.attempts += 1;
+        let attempts = entry.attempts;
+        // The change that came meanwhile is served by the same reading.
+        entry.state = if at.is_some() { State::Delayed } else { State::Queued };
+        self.in_flight -= 1;
+        match at {
+            Some(at) => self.later.entry(at).or_default().push(slot),
+            None => self.queue.push_back(slot),
+        }
+        if let Some(again) = again {
+            self.count(again, -1);
+        }
+        attempts
+    }
+
+    /// Queues what was delayed until `now`; gives when the next one is due.
+    pub fn wake_delayed(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(first) = self.later.first_entry() {
+            if *first.key() > now {
+                return Some(*first.key());
+            }
+            for slot in first.remove() {
+                if let Some(entry) = self.entries.get_mut(slot as usize)
+                    && entry.state == State::Delayed
+                {
+                    entry.state = State::Queued;
+                    self.queue.push_back(slot);
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes out all addresses that are not being delivered: they have been stored elsewhere.
+    pub fn spill(&mut self) -> Vec<Box<[u8]>> {
+        let mut spilled = Vec::new();
+        for slot in 0..self.entries.len() {
+            let Some(entry) = self.entries.get(slot) else { break };
+            if matches!(entry.state, State::Queued | State::Delayed) {
+                let epoch = entry.epoch;
+                if !entry.stored {
+                    spilled.push(entry.address.clone());
+                }
+                self.remove(slot as Slot);
+                self.count(epoch, -1);
+            }
+        }
+        self.queue.clear();
+        self.later.clear();
+        spilled
+    }
+
+    /// The addresses that [`Self::spill`] would take out and that are not stored yet.
+    pub fn unstored(&self) -> impl Iterator<Item = &[u8]> {
+        self.entries
+            .iter()
+            .filter(|entry| matches!(entry.state, State::Queued | State::Delayed) && !entry.stored)
+            .map(|entry| &*entry.address)
+    }
+
+    /// Ends the current epoch and begins the next, at time `now`; gives the one that ended.
+    pub fn next_epoch(&mut self, now: i64) -> Epoch {
+        let ended = self.epoch;
+        self.epoch += 1;
+        self.epochs.push_back((self.epoch, 0, now));
+        self.count(ended, 0);
+        ended
+    }
+
+    /// True if all addresses of that epoch and of those before it are acknowledged.
+    pub fn is_done(&self, epoch: Epoch) -> bool {
+        self.epochs.iter().take_while(|&&(number, ..)| number <= epoch).all(|&(_, count, _)| count == 0)
+    }
+
+    /// When the oldest epoch began that has unacknowledged addresses.
+    pub fn oldest(&self) -> Option<i64> {
+        self.epochs.iter().find(|&&(_, count, _)| count > 0).map(|&(.., began)| began)
+    }
+
+    /// True if the current epoch has addresses.
+    pub fn epoch_in_use(&self) -> bool {
+        self.epochs.back().is_some_and(|&(_, count, _)| count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    proptest! {
+        // Whatever happens: an address that was marked after its last reading began is read again, and an epoch is done
+        // exactly when nothing marked in it or before is outstanding.
+        #[test]
+        fn every_mark_is_followed_by_a_reading(
+            steps in prop::collection::vec((0u8..7, 0u8..12), 0..300)
+        ) {
+            let mut pending = Pending::default();
+            let mut flying: Vec<Slot> = Vec::new();
+            let mut dirty: BTreeSet<u8> = BTreeSet::new();
+            let mut reading: BTreeMap<Slot, u8> = BTreeMap::new();
+            let mut spilled: BTreeSet<u8> = BTreeSet::new();
+            let now = Instant::now();
+            for (step, key) in steps {
+                match step {
+                    0 | 1 => { pending.mark(&[key]); dirty.insert(key); spilled.remove(&key); }
+                    2 => for slot in pending.take(2) {
+                        let key = pending.address(slot)[0];
+                        prop_assert!(!reading.values().any(|&other| other == key));
+                        dirty.remove(&key);
+                        reading.insert(slot, key);
+                        flying.push(slot);
+                    },
+                    3 => if let Some(slot) = flying.pop() { reading.remove(&slot); pending.acknowledge(slot); },
+                    4 => if !flying.is_empty() {
+                        let slot = flying.remove(0);
+                        dirty.insert(reading.remove(&slot).unwrap());
+                        pending.retry(slot, (key % 2 == 0).then_some(now));
+                    },
+                    5 => match pending.claim(&[key], 1) {
+                        Some(slot) => { dirty.remove(&key); reading.insert(slot, key); flying.push(slot); }
+                        None => { dirty.insert(key); }
+                    },
+                    _ => {
+                        pending.wake_delayed(now);
+                        if key == 0 {
+                            for address in pending.spill() { spilled.insert(address[0]); dirty.remove(&address[0]); }
+                        } else { pending.next_epoch(1); }
+                    }
+                }
+                prop_assert_eq!(pending.in_flight(), flying.len());
+                let held: BTreeSet<u8> = dirty.iter().copied().chain(reading.values().copied()).collect();
+                prop_assert_eq!(pending.len(), held.len());
+                prop_assert_eq!(pending.is_done(pending.epoch), held.is_empty());
+            }
+            pending.wake_delayed(now);
+            for slot in flying.drain(..) { pending.acknowledge(slot); }
+            let left: BTreeSet<u8> = pending.take(100).into_iter().map(|slot| pending.address(slot)[0]).collect();
+            prop_assert_eq!(left, dirty);
+        }
+    }
+}
