@@ -137,9 +137,9 @@ impl Error {
         self.kind.retry_class()
     }
 
-    /// See [`ErrorKind::outcome_unknown`].
+    /// See [`ErrorKind::outcome_unknown`]. With a 503 too: a proxy may have given up on a node that goes on.
     pub fn outcome_unknown(&self) -> bool {
-        self.kind.outcome_unknown()
+        self.kind.outcome_unknown() || self.status == Some(503)
     }
 }
 

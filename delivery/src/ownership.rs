@@ -1,10 +1,19 @@
 //! Who feeds a target is written in the target: one control document (or key) for each target name.
 //!
+//! | the control document is | a claim |
+//! | --- | --- |
+//! | missing | takes the target, epoch 1 |
+//! | of our identity (a restart, a failover) | takes it at once, epoch + 1; the other run finds out with its next heartbeat |
+//! | of another identity | is refused, until that owner has shown no sign of life for `stale_after`, or with `force` |
+//!
 //! Clocks are not compared. Whether another owner is alive is found by watching: a claim that finds another owner
 //! returns a [`Sighting`], the caller hands it back with its next claim, and if the control document did not change
-//! for `stale_after` by the caller's own monotonic clock, the owner counts as gone.
+//! for `stale_after` (at least three of the owner's own heartbeat intervals) by the caller's monotonic clock, the owner
+//! counts as gone. So a claim against a dead owner takes that long, however old its last heartbeat is.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 /// The index in a search engine that holds the control documents.
 pub const CONTROL_INDEX: &str = "pg_fanout_control";
@@ -96,4 +105,186 @@ pub enum Heartbeat {
         /// Its text for people; empty if the control document is gone.
         by: String,
     },
+}
+
+impl Ownership {
+    pub(crate) fn new(claim: &Claim, epoch: u64, fence: Fence) -> Ownership {
+        Ownership {
+            target: claim.target.clone(),
+            identity: claim.identity.clone(),
+            nonce: claim.nonce.clone(),
+            by: claim.by.clone(),
+            epoch,
+            heartbeat_every: claim.heartbeat_every,
+            fence,
+        }
+    }
+
+    pub(crate) fn with_fence(&self, fence: Fence) -> Ownership {
+        Ownership { fence, ..self.clone() }
+    }
+}
+
+/// What is stored in the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Control {
+    pub(crate) identity: String,
+    pub(crate) nonce: String,
+    pub(crate) epoch: u64,
+    /// For people: milliseconds since 1970 by the owner's clock. We look only at whether it changes.
+    pub(crate) heartbeat_ms: u64,
+    pub(crate) heartbeat_every_ms: u64,
+    pub(crate) by: String,
+}
+
+impl Control {
+    pub(crate) fn renewed(ownership: &Ownership) -> Control {
+        Control {
+            identity: ownership.identity.clone(),
+            nonce: ownership.nonce.clone(),
+            epoch: ownership.epoch,
+            heartbeat_ms: now_ms(),
+            heartbeat_every_ms: millis(ownership.heartbeat_every),
+            by: ownership.by.clone(),
+        }
+    }
+
+    /// Whether this was written by the very run that holds this ownership.
+    pub(crate) fn is_of(&self, ownership: &Ownership) -> bool {
+        self.identity == ownership.identity && self.nonce == ownership.nonce && self.epoch == ownership.epoch
+    }
+
+    /// Changes with every write: what a sighting remembers. `revision` is the target's own mark of a change.
+    pub(crate) fn state(&self, revision: &str) -> String {
+        format!("{revision} {} {} {}", self.nonce, self.epoch, self.heartbeat_ms)
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "identity": self.identity, "nonce": self.nonce, "epoch": self.epoch,
+            "heartbeat_ms": self.heartbeat_ms, "heartbeat_every_ms": self.heartbeat_every_ms, "by": self.by,
+        })
+    }
+}
+
+/// What a claim does with what it finds.
+pub(crate) enum Decision {
+    /// Write this, if nothing changed since.
+    Take(Control),
+    Leave(ClaimOutcome),
+}
+
+impl Claim {
+    /// `found` is the control document and its [`Control::state`].
+    pub(crate) fn decide(&self, found: Option<(&Control, String)>) -> Decision {
+        let Some((control, state)) = found else {
+            return Decision::Take(self.control(1));
+        };
+        let take = || Decision::Take(self.control(control.epoch.saturating_add(1)));
+        if control.identity == self.identity || self.force {
+            return take();
+        }
+        let now = Instant::now();
+        let first_seen = match &self.sighting {
+            Some(sighting) if sighting.state == state => sighting.first_seen,
+            _ => now,
+        };
+        let silent_for = now.duration_since(first_seen);
+        let its_interval = Duration::from_millis(control.heartbeat_every_ms);
+        if silent_for >= self.stale_after.max(its_interval.saturating_mul(3)) && first_seen < now {
+            return take();
+        }
+        Decision::Leave(ClaimOutcome::OwnedBy {
+            identity: control.identity.clone(),
+            by: control.by.clone(),
+            silent_for,
+            sighting: Sighting { state, first_seen },
+        })
+    }
+
+    fn control(&self, epoch: u64) -> Control {
+        Control {
+            identity: self.identity.clone(),
+            nonce: self.nonce.clone(),
+            epoch,
+            heartbeat_ms: now_ms(),
+            heartbeat_every_ms: millis(self.heartbeat_every),
+            by: self.by.clone(),
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(identity: &str) -> Claim {
+        Claim {
+            target: "product".into(),
+            identity: identity.into(),
+            nonce: "n".into(),
+            by: format!("database {identity}"),
+            heartbeat_every: Duration::from_millis(1),
+            stale_after: Duration::from_millis(20),
+            force: false,
+            sighting: None,
+        }
+    }
+
+    fn taken(decision: Decision) -> Option<Control> {
+        match decision {
+            Decision::Take(control) => Some(control),
+            Decision::Leave(_) => None,
+        }
+    }
+
+    #[test]
+    fn free_and_our_own() {
+        let first = taken(claim("a").decide(None)).unwrap();
+        assert_eq!((first.epoch, first.identity.as_str()), (1, "a"));
+        let again = taken(claim("a").decide(Some((&first, "1".into())))).unwrap();
+        assert_eq!(again.epoch, 2);
+        let forced = Claim { force: true, ..claim("b") };
+        assert_eq!(taken(forced.decide(Some((&again, "2".into())))).unwrap().epoch, 3);
+    }
+
+    #[test]
+    fn another_owner_is_watched_until_it_is_silent() {
+        let theirs = taken(claim("a").decide(None)).unwrap();
+        let mut ours = claim("b");
+        let watch = |ours: &mut Claim, state: &str| match ours.decide(Some((&theirs, state.into()))) {
+            Decision::Take(control) => Some(control),
+            Decision::Leave(ClaimOutcome::OwnedBy { by, sighting, .. }) => {
+                assert_eq!(by, "database a");
+                ours.sighting = Some(sighting);
+                None
+            }
+            Decision::Leave(other) => panic!("{other:?}"),
+        };
+        assert!(watch(&mut ours, "1").is_none());
+        std::thread::sleep(Duration::from_millis(25));
+        assert!(watch(&mut ours, "2").is_none(), "a sign of life starts the wait anew");
+        assert!(watch(&mut ours, "2").is_none());
+        std::thread::sleep(Duration::from_millis(25));
+        assert_eq!(watch(&mut ours, "2").unwrap().epoch, 2);
+    }
+
+    #[test]
+    fn an_owner_with_a_slow_heart_gets_three_beats() {
+        let theirs = Control { heartbeat_every_ms: 60_000, ..taken(claim("a").decide(None)).unwrap() };
+        let mut ours = claim("b");
+        if let Decision::Leave(ClaimOutcome::OwnedBy { sighting, .. }) = ours.decide(Some((&theirs, "1".into()))) {
+            ours.sighting = Some(sighting);
+        }
+        std::thread::sleep(Duration::from_millis(25));
+        assert!(taken(ours.decide(Some((&theirs, "1".into())))).is_none());
+    }
 }

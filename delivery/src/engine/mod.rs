@@ -3,15 +3,25 @@
 //! Blocking. Build it on a thread that has all signals blocked: the HTTP client starts a thread of its own, which
 //! inherits the mask.
 
-use std::time::Duration;
+mod control;
+mod http;
+mod index;
+mod search;
 
-use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::Method;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::bulk::{BulkBody, BulkOutcome};
+use self::http::{Http, NDJSON, Request, parsed, refusal, segment};
+use self::index::check_name;
+use crate::bulk::{BulkBody, BulkOutcome, RESPONSE_FILTER};
 use crate::config::{EngineConfig, Flavor};
-use crate::error::Result;
-use crate::ownership::{Claim, ClaimOutcome, Heartbeat, Ownership};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What is known of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -100,113 +110,133 @@ pub struct SearchResponse {
 
 /// A client. Cheap to clone, may be used from several threads.
 #[derive(Debug, Clone)]
-pub struct Engine {}
+pub struct Engine {
+    http: Arc<Http>,
+    /// When an index was last found to be ours.
+    checks: Arc<Mutex<HashMap<String, Instant>>>,
+}
+
+/// How old the knowledge that an index is ours may be, for a batch with deletions and for one without.
+const CHECK_BEFORE_DELETES: Duration = Duration::from_secs(1);
+const CHECK_BEFORE_WRITES: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Builds the HTTP client; connects to nothing yet.
+    /// Builds the HTTP client; connects to nothing yet. [`crate::ErrorKind::TlsOrConfig`] if the PEM texts or
+    /// credentials can't be used.
     pub fn new(config: &EngineConfig) -> Result<Engine> {
-        let _ = config;
-        todo!()
+        Ok(Engine { http: Arc::new(Http::new(config)?), checks: Arc::default() })
     }
 
     /// Asks who is there. Works with narrow rights: then less is known, but an answer proves that the engine is up and
-    /// knows us.
+    /// knows us. `GET /` is refused to narrow API keys (403) and by Elasticsearch's server core (405).
     pub fn probe(&self) -> Result<EngineInfo> {
-        todo!()
+        #[derive(Deserialize)]
+        struct Root {
+            version: Option<RootVersion>,
+        }
+        #[derive(Deserialize)]
+        struct RootVersion {
+            number: Option<String>,
+            distribution: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Nodes {
+            #[serde(default)]
+            nodes: HashMap<String, Node>,
+        }
+        #[derive(Deserialize)]
+        struct Node {
+            version: Option<String>,
+        }
+        let reply = self.http.send(&Request::new(Method::GET, "/"))?;
+        let mut version = reply.version_header.clone();
+        match reply.status {
+            200 => {
+                let root: Root = parsed(&reply)?;
+                if let Some(found) = root.version {
+                    let flavor = match found.distribution.as_deref() {
+                        Some("opensearch") => Flavor::OpenSearch,
+                        // Elasticsearch has no "distribution".
+                        _ => Flavor::Elasticsearch,
+                    };
+                    let _ = self.http.flavor.set(flavor);
+                    version = found.number.or(version);
+                }
+            }
+            403 | 405 => {
+                let path = "/_nodes/_local?filter_path=nodes.*.version";
+                let reply = self.http.send(&Request::new(Method::GET, path))?;
+                if reply.status == 200 {
+                    let nodes: Nodes = parsed(&reply)?;
+                    version = nodes.nodes.into_values().find_map(|node| node.version).or(version);
+                }
+            }
+            _ => return Err(refusal(&reply)),
+        }
+        Ok(EngineInfo { flavor: self.http.flavor.get().copied(), version })
     }
 
-    /// Makes the concrete index with `body` (`settings`, `mappings`), `index.gc_deletes` 1 h and our mark, and, if the
-    /// alias does not exist yet, points it there. An alias that points to another index of ours is left alone (see
-    /// [`Engine::swap_alias`]). [`crate::ErrorKind::Conflict`] if the alias' name is that of an index or data stream,
-    /// or either name belongs to an index without our mark.
-    pub fn ensure_index(&self, concrete: &str, alias: &str, body: &Value) -> Result<IndexState> {
-        let _ = (concrete, alias, body);
-        todo!()
-    }
-
-    /// Points the alias at `new` and no longer at `old`, in one step.
-    pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str) -> Result<()> {
-        let _ = (alias, old, new);
-        todo!()
-    }
-
-    /// Deletes a concrete index if it exists and has our mark. False: there was none.
-    pub fn delete_index(&self, concrete: &str) -> Result<bool> {
-        let _ = concrete;
-        todo!()
-    }
-
-    /// Makes everything written so far visible to searches.
-    pub fn refresh(&self, index: &str) -> Result<()> {
-        let _ = index;
-        todo!()
-    }
-
-    /// Sends a batch, once. `Err`: it failed as a whole; see [`crate::Error::outcome_unknown`].
+    /// Sends a batch, once. `Err`: it failed as a whole; see [`crate::Error::outcome_unknown`]. The body's memory is
+    /// lent to the connection and back in `body` afterwards. See [`crate::bulk`] for what guards the index.
     pub fn bulk(&self, body: &mut BulkBody) -> Result<Vec<(u32, BulkOutcome)>> {
-        let _ = body;
-        todo!()
+        check_name(body.index())?;
+        if body.bytes() == 0 {
+            return Ok(body.all(&BulkOutcome::Done));
+        }
+        let max_age = if body.has_deletes() { CHECK_BEFORE_DELETES } else { CHECK_BEFORE_WRITES };
+        if !self.index_is_ours(body.index(), max_age)? {
+            return Ok(body.all(&BulkOutcome::IndexMissing));
+        }
+        // The engine's own limit on waiting for a shard (1 min by default) must end before ours: else all we get is a
+        // time-out, and know nothing of any document.
+        let path = format!(
+            "/{}/_bulk?timeout={}ms&filter_path={RESPONSE_FILTER}",
+            segment(body.index()),
+            (self.http.request_timeout / 2).as_millis().max(1),
+        );
+        let request = Request {
+            method: Method::POST,
+            path: &path,
+            content_type: NDJSON,
+            body: Bytes::from(std::mem::take(&mut body.bytes)),
+            timeout: None,
+        };
+        let reply = self.http.ask(&request);
+        // No copy unless the connection still holds on to it.
+        body.bytes = Vec::from(request.body);
+        let reply = reply.map_err(|error| {
+            // A refused body may cost us the connection before the refusal is read (Elasticsearch closes it).
+            if error.kind() == ErrorKind::ConnectionLost && body.bytes() > CONTENT_LIMIT {
+                return Error::new(ErrorKind::TooLarge, error.message().to_owned()).with_source(error);
+            }
+            error
+        })?;
+        let parsed = crate::bulk::parse(&reply.body, body)?;
+        if parsed.first_of_shard {
+            self.forget_check(body.index());
+            if !self.index_is_ours(body.index(), Duration::ZERO)? {
+                return Ok(body.all(&BulkOutcome::IndexMissing));
+            }
+        }
+        if parsed.outcomes.iter().any(|(_, outcome)| *outcome == BulkOutcome::IndexMissing) {
+            self.forget_check(body.index());
+        }
+        Ok(parsed.outcomes)
     }
 
-    /// A document, as of now (also if no refresh made it visible to searches). `None` if there is none.
-    pub fn get(&self, index: &str, id: &str) -> Result<Option<StoredDocument>> {
-        let _ = (index, id);
-        todo!()
-    }
-
-    /// How many documents searches see.
-    pub fn count(&self, index: &str) -> Result<u64> {
-        let _ = index;
-        todo!()
-    }
-
-    /// All ids of an index, page by page; `cursor` is `None` for the first. A snapshot taken with the first page, kept
-    /// for five minutes after each. [`crate::ErrorKind::NotFound`] if the cursor expired.
-    pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
-        let _ = (index, cursor, size);
-        todo!()
-    }
-
-    /// Ends a scan before its last page.
-    pub fn close_scan(&self, cursor: &str) -> Result<()> {
-        let _ = cursor;
-        todo!()
-    }
-
-    /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A failed shard or a missing index is an
-    /// error, never a shorter answer. `timeout` bounds the request in place of the configured one.
-    pub fn search(&self, index: Option<&str>, body: &[u8], timeout: Option<Duration>) -> Result<SearchResponse> {
-        let _ = (index, body, timeout);
-        todo!()
-    }
-
-    /// Opens a point in time for `keep_alive` (whole seconds).
-    pub fn open_pit(&self, index: &str, keep_alive: Duration) -> Result<String> {
-        let _ = (index, keep_alive);
-        todo!()
-    }
-
-    /// Closes a point in time; one that is closed already is no error.
-    pub fn close_pit(&self, pit_id: &str) -> Result<()> {
-        let _ = pit_id;
-        todo!()
-    }
-
-    /// Claims a target; see [`crate::ownership`].
-    pub fn claim(&self, claim: &Claim) -> Result<ClaimOutcome> {
-        let _ = claim;
-        todo!()
-    }
-
-    /// Renews an ownership.
-    pub fn heartbeat(&self, ownership: &Ownership) -> Result<Heartbeat> {
-        let _ = ownership;
-        todo!()
-    }
-
-    /// Gives an ownership up, if it is still ours.
-    pub fn release(&self, ownership: &Ownership) -> Result<()> {
-        let _ = ownership;
-        todo!()
+    /// Which engine this is: as configured, as told by any reply so far, or by a probe.
+    pub fn flavor(&self) -> Result<Flavor> {
+        if let Some(flavor) = self.http.flavor.get() {
+            return Ok(*flavor);
+        }
+        self.probe()?.flavor.ok_or_else(|| {
+            Error::new(
+                ErrorKind::TlsOrConfig,
+                "can't tell whether this is Elasticsearch or OpenSearch: set the server's option \"flavor\"",
+            )
+        })
     }
 }
+
+/// The engines' default for `http.max_content_length`, 100 MB, counted uncompressed.
+const CONTENT_LIMIT: usize = 100 << 20;

@@ -1,0 +1,152 @@
+//! Ownership in a search engine: one control document a target, changed by compare-and-swap on its sequence number.
+
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Engine;
+use super::http::{Request, parsed, refusal, refusal_type, segment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ownership::{CONTROL_INDEX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
+
+/// Attempts of a claim against others that change the document at the same time.
+const ATTEMPTS: usize = 5;
+
+struct Read {
+    control: Control,
+    seq_no: u64,
+    primary_term: u64,
+}
+
+enum Written {
+    Yes(Fence),
+    /// Another was faster.
+    No,
+}
+
+impl Engine {
+    /// Claims a target; see [`crate::ownership`]. Makes the control index if there is none.
+    pub fn claim(&self, claim: &Claim) -> Result<ClaimOutcome> {
+        for _ in 0..ATTEMPTS {
+            let read = self.read_control(&claim.target)?;
+            let state = read.as_ref().map(|read| read.control.state(&format!("{}/{}", read.seq_no, read.primary_term)));
+            let control = match claim.decide(read.as_ref().map(|read| &read.control).zip(state)) {
+                Decision::Take(control) => control,
+                Decision::Leave(outcome) => return Ok(outcome),
+            };
+            let expected = read.map(|read| (read.seq_no, read.primary_term));
+            if let Written::Yes(fence) = self.write_control(&claim.target, &control, expected)? {
+                return Ok(ClaimOutcome::Owned(Ownership::new(claim, control.epoch, fence)));
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+    }
+
+    /// Renews an ownership.
+    pub fn heartbeat(&self, ownership: &Ownership) -> Result<Heartbeat> {
+        let Fence::SeqNo(seq_no, primary_term) = ownership.fence else {
+            return Err(Error::new(ErrorKind::TlsOrConfig, "the ownership is that of another kind of target"));
+        };
+        let control = Control::renewed(ownership);
+        let mut expected = (seq_no, primary_term);
+        for _ in 0..ATTEMPTS {
+            if let Written::Yes(fence) = self.write_control(&ownership.target, &control, Some(expected))? {
+                return Ok(Heartbeat::Kept(ownership.with_fence(fence)));
+            }
+            match self.read_control(&ownership.target)? {
+                // Our own write, whose reply was lost.
+                Some(read) if read.control.is_of(ownership) => expected = (read.seq_no, read.primary_term),
+                Some(read) => return Ok(Heartbeat::Superseded { by: read.control.by }),
+                None => return Ok(Heartbeat::Superseded { by: String::new() }),
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "the control document changes all the time"))
+    }
+
+    /// Gives an ownership up, if it is still ours.
+    pub fn release(&self, ownership: &Ownership) -> Result<()> {
+        match self.read_control(&ownership.target)? {
+            Some(read) if read.control.is_of(ownership) => {
+                let path = format!(
+                    "{}?if_seq_no={}&if_primary_term={}",
+                    document_path(&ownership.target),
+                    read.seq_no,
+                    read.primary_term
+                );
+                match self.http.ask(&Request::new(Method::DELETE, &path)) {
+                    Ok(_) => Ok(()),
+                    // Changed or gone in the meantime: no longer ours.
+                    Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read_control(&self, target: &str) -> Result<Option<Read>> {
+        #[derive(Deserialize)]
+        struct Got {
+            #[serde(rename = "_seq_no")]
+            seq_no: u64,
+            #[serde(rename = "_primary_term")]
+            primary_term: u64,
+            #[serde(rename = "_source")]
+            source: Control,
+        }
+        let path = document_path(target);
+        let reply = self.http.send(&Request::new(Method::GET, &path))?;
+        match reply.status {
+            200 => {
+                let got: Got = parsed(&reply)?;
+                Ok(Some(Read { control: got.source, seq_no: got.seq_no, primary_term: got.primary_term }))
+            }
+            404 if refusal_type(&reply) == "index_not_found_exception" => {
+                self.make_control_index()?;
+                Ok(None)
+            }
+            404 if refusal_type(&reply).is_empty() => Ok(None),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    fn write_control(&self, target: &str, control: &Control, expected: Option<(u64, u64)>) -> Result<Written> {
+        #[derive(Deserialize)]
+        struct Put {
+            #[serde(rename = "_seq_no")]
+            seq_no: u64,
+            #[serde(rename = "_primary_term")]
+            primary_term: u64,
+        }
+        let path = match expected {
+            Some((seq_no, primary_term)) => {
+                format!("{}?if_seq_no={seq_no}&if_primary_term={primary_term}", document_path(target))
+            }
+            None => format!("{}?op_type=create", document_path(target)),
+        };
+        let reply = self.http.send(&Request::new(Method::PUT, &path).json(&control.to_json()))?;
+        match reply.status {
+            200..300 => {
+                let put: Put = parsed(&reply)?;
+                Ok(Written::Yes(Fence::SeqNo(put.seq_no, put.primary_term)))
+            }
+            409 => Ok(Written::No),
+            _ => Err(refusal(&reply)),
+        }
+    }
+
+    fn make_control_index(&self) -> Result<()> {
+        let body = json!({
+            "settings": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "index.hidden": true},
+            "mappings": {"dynamic": false, "properties": {}},
+        });
+        let path = format!("/{CONTROL_INDEX}");
+        let reply = self.http.send(&Request::new(Method::PUT, &path).json(&body))?;
+        let there = reply.status == 400 && refusal_type(&reply) == "resource_already_exists_exception";
+        if (200..300).contains(&reply.status) || there { Ok(()) } else { Err(refusal(&reply)) }
+    }
+}
+
+fn document_path(target: &str) -> String {
+    format!("/{CONTROL_INDEX}/_doc/{}", segment(target))
+}

@@ -1,0 +1,325 @@
+//! Reading: searches, points in time, documents, ids.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::http::{JSON, Reply, Request, parsed, refusal, segment};
+use super::index::pattern;
+use super::{Engine, Hit, IdPage, SearchResponse, StoredDocument, TotalRelation};
+use crate::config::Flavor;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a scan survives between two pages.
+const SCROLL: &str = "5m";
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    took: u64,
+    #[serde(default)]
+    timed_out: bool,
+    #[serde(rename = "_shards", default)]
+    shards: Shards,
+    #[serde(default)]
+    hits: Hits,
+    aggregations: Option<Box<RawValue>>,
+    pit_id: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct Shards {
+    #[serde(default)]
+    total: u64,
+    #[serde(default)]
+    failed: u64,
+}
+
+#[derive(Deserialize, Default)]
+struct Hits {
+    total: Option<Total>,
+    #[serde(default)]
+    hits: Vec<RawHit>,
+}
+
+#[derive(Deserialize)]
+struct Total {
+    value: u64,
+    relation: String,
+}
+
+#[derive(Deserialize)]
+struct RawHit {
+    #[serde(rename = "_index", default)]
+    index: String,
+    #[serde(rename = "_id", default)]
+    id: String,
+    #[serde(rename = "_score")]
+    score: Option<f64>,
+    #[serde(rename = "_source")]
+    source: Option<Box<RawValue>>,
+    highlight: Option<Box<RawValue>>,
+    sort: Option<Box<RawValue>>,
+}
+
+fn search_response(body: &[u8]) -> Result<SearchResponse> {
+    let answer: Answer = serde_json::from_slice(body).map_err(|error| {
+        Error::new(ErrorKind::Protocol, "the search engine's reply is not understood").with_source(error)
+    })?;
+    if answer.shards.failed > 0 {
+        return Err(Error::new(
+            ErrorKind::Incomplete,
+            format!("{} of {} shards failed to answer the search", answer.shards.failed, answer.shards.total),
+        ));
+    }
+    if answer.timed_out {
+        return Err(Error::new(ErrorKind::Incomplete, "the search ran into its own time limit"));
+    }
+    Ok(SearchResponse {
+        took_ms: answer.took,
+        timed_out: answer.timed_out,
+        shards_total: answer.shards.total,
+        shards_failed: answer.shards.failed,
+        total: answer.hits.total.map(|total| {
+            let relation = if total.relation == "eq" { TotalRelation::Equal } else { TotalRelation::AtLeast };
+            (total.value, relation)
+        }),
+        hits: answer
+            .hits
+            .hits
+            .into_iter()
+            .map(|hit| Hit {
+                index: hit.index,
+                id: hit.id,
+                score: hit.score,
+                source: hit.source,
+                highlight: hit.highlight,
+                sort: hit.sort,
+            })
+            .collect(),
+        aggregations: answer.aggregations,
+        pit_id: answer.pit_id,
+    })
+}
+
+impl Engine {
+    /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A failed shard, a time-out within the
+    /// engine or a missing index is an error, never a shorter answer. `timeout` bounds the request in place of the
+    /// configured one.
+    pub fn search(&self, index: Option<&str>, body: &[u8], timeout: Option<Duration>) -> Result<SearchResponse> {
+        let path = match index {
+            Some(index) => format!(
+                "/{}/_search?allow_partial_search_results=false&ignore_unavailable=false&allow_no_indices=false",
+                pattern(index)?
+            ),
+            // What is searched was settled when the point in time was opened; saying it again is refused.
+            None => "/_search?allow_partial_search_results=false".to_owned(),
+        };
+        let request = Request {
+            method: Method::POST,
+            path: &path,
+            content_type: JSON,
+            body: Bytes::copy_from_slice(body),
+            timeout,
+        };
+        search_response(&self.http.ask(&request)?.body)
+    }
+
+    /// A document, as of now (also if no refresh made it visible to searches). `None` if there is none.
+    pub fn get(&self, index: &str, id: &str) -> Result<Option<StoredDocument>> {
+        #[derive(Deserialize)]
+        struct Many {
+            docs: Vec<One>,
+        }
+        #[derive(Deserialize)]
+        struct One {
+            #[serde(default)]
+            found: bool,
+            #[serde(rename = "_version")]
+            version: Option<u64>,
+            #[serde(rename = "_source")]
+            source: Option<Box<RawValue>>,
+            error: Option<Box<RawValue>>,
+        }
+        // Not GET /index/_doc/id: an id of "." or ".." would be taken for a part of the path.
+        let path = format!("/{}/_mget", pattern(index)?);
+        let reply = self.http.ask(&Request::new(Method::POST, &path).json(&json!({"ids": [id]})))?;
+        let many: Many = parsed(&reply)?;
+        let [one] = <[One; 1]>::try_from(many.docs)
+            .map_err(|_| Error::new(ErrorKind::Protocol, "asked for one document, got another number of them"))?;
+        if let Some(error) = one.error {
+            let body = format!("{{\"error\":{error}}}").into_bytes();
+            let error = refusal(&Reply { status: 404, version_header: None, body });
+            return Err(error);
+        }
+        Ok(one.found.then(|| StoredDocument { id: id.to_owned(), version: one.version, source: one.source }))
+    }
+
+    /// How many documents searches see.
+    pub fn count(&self, index: &str) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Counted {
+            count: u64,
+            #[serde(rename = "_shards", default)]
+            shards: Shards,
+        }
+        let path = format!("/{}/_count?ignore_unavailable=false&allow_no_indices=false", pattern(index)?);
+        let reply = self.http.ask(&Request::new(Method::GET, &path))?;
+        let counted: Counted = parsed(&reply)?;
+        if counted.shards.failed > 0 {
+            return Err(Error::new(ErrorKind::Incomplete, format!("{} shards failed to count", counted.shards.failed)));
+        }
+        Ok(counted.count)
+    }
+
+    /// All ids of an index, page by page; `cursor` is `None` for the first, which takes a snapshot of what searches see
+    /// (refresh before). It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
+    /// `size` is at most 10,000.
+    pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
+        #[derive(Deserialize)]
+        struct Page<'a> {
+            #[serde(rename = "_scroll_id")]
+            scroll_id: Option<String>,
+            #[serde(default)]
+            timed_out: bool,
+            #[serde(rename = "_shards", default)]
+            shards: Shards,
+            #[serde(borrow, default)]
+            hits: PageHits<'a>,
+        }
+        #[derive(Deserialize, Default)]
+        struct PageHits<'a> {
+            #[serde(borrow, default)]
+            hits: Vec<IdHit<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct IdHit<'a> {
+            #[serde(rename = "_id", borrow)]
+            id: Cow<'a, str>,
+        }
+        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id";
+        let reply = match cursor {
+            None => {
+                let path = format!(
+                    "/{}/_search?scroll={SCROLL}&allow_partial_search_results=false&ignore_unavailable=false\
+                     &allow_no_indices=false&{FILTER}",
+                    pattern(index)?
+                );
+                let body = json!({"size": size, "sort": ["_doc"], "_source": false, "track_total_hits": true});
+                self.http.ask(&Request::new(Method::POST, &path).json(&body))?
+            }
+            Some(cursor) => {
+                let path = format!("/_search/scroll?{FILTER}");
+                let body = json!({"scroll": SCROLL, "scroll_id": cursor});
+                self.http.ask(&Request::new(Method::POST, &path).json(&body))?
+            }
+        };
+        let page: Page<'_> = parsed(&reply)?;
+        // A list with holes would look as if documents were gone.
+        if page.timed_out || page.shards.failed > 0 {
+            return Err(Error::new(ErrorKind::Incomplete, "not all shards gave their ids"));
+        }
+        let ids: Vec<String> = page.hits.hits.into_iter().map(|hit| hit.id.into_owned()).collect();
+        if ids.is_empty() {
+            if let Some(cursor) = page.scroll_id.as_deref().or(cursor) {
+                // It would expire by itself: not worth failing a complete scan for.
+                let _ = self.close_scan(cursor);
+            }
+            return Ok(IdPage { ids, cursor: None });
+        }
+        let cursor = page.scroll_id.or_else(|| cursor.map(str::to_owned));
+        if cursor.is_none() {
+            return Err(Error::new(ErrorKind::Protocol, "a page of ids came without a scroll id"));
+        }
+        Ok(IdPage { ids, cursor })
+    }
+
+    /// Ends a scan before its last page; one that ended already is no error.
+    pub fn close_scan(&self, cursor: &str) -> Result<()> {
+        let body = json!({"scroll_id": [cursor]});
+        closed(self.http.ask(&Request::new(Method::DELETE, "/_search/scroll").json(&body)))
+    }
+
+    /// Opens a point in time for `keep_alive` (whole seconds, at least 1).
+    pub fn open_pit(&self, index: &str, keep_alive: Duration) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Opened {
+            // OpenSearch, Elasticsearch.
+            #[serde(alias = "id")]
+            pit_id: String,
+        }
+        let form = match self.flavor()? {
+            Flavor::Elasticsearch => "_pit",
+            Flavor::OpenSearch => "_search/point_in_time",
+        };
+        let path = format!("/{}/{form}?keep_alive={}s", pattern(index)?, keep_alive.as_secs().max(1));
+        let reply = self.http.ask(&Request::new(Method::POST, &path))?;
+        Ok(parsed::<Opened>(&reply)?.pit_id)
+    }
+
+    /// Closes a point in time; one that is closed already is no error.
+    pub fn close_pit(&self, pit_id: &str) -> Result<()> {
+        let (path, body) = match self.flavor()? {
+            Flavor::Elasticsearch => ("/_pit", json!({"id": pit_id})),
+            Flavor::OpenSearch => ("/_search/point_in_time", json!({"pit_id": [pit_id]})),
+        };
+        closed(self.http.ask(&Request::new(Method::DELETE, path).json(&body)))
+    }
+
+    /// Any other request, for what this crate has no call for: `path` begins with a slash, is encoded and may have a
+    /// query. The reply's body; a status of 400 or more is an `Err`.
+    pub fn post(&self, path: &str, body: &[u8], timeout: Option<Duration>) -> Result<Vec<u8>> {
+        let request =
+            Request { method: Method::POST, path, content_type: JSON, body: Bytes::copy_from_slice(body), timeout };
+        Ok(self.http.ask(&request)?.body)
+    }
+
+    /// The path of an index for [`Engine::post`].
+    pub fn index_path(index: &str) -> String {
+        format!("/{}", segment(index))
+    }
+}
+
+fn closed(result: Result<Reply>) -> Result<()> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_response() {
+        let body = br#"{"took":3,"timed_out":false,"_shards":{"total":1,"successful":1,"failed":0},"pit_id":"p",
+            "hits":{"total":{"value":10000,"relation":"gte"},"max_score":null,"hits":[
+            {"_index":"i","_id":"a\"","_score":1.5,"_source":{"n": 1.0},"highlight":{"t":["<em>x</em>"]},"sort":[1,"a"]},
+            {"_index":"i","_id":"b","_score":null}]},"aggregations":{"x":{"value":1}}}"#;
+        let response = search_response(body).unwrap();
+        assert_eq!((response.took_ms, response.total), (3, Some((10000, TotalRelation::AtLeast))));
+        assert_eq!(response.hits[0].id, "a\"");
+        assert_eq!(response.hits[0].source.as_ref().unwrap().get(), r#"{"n": 1.0}"#);
+        assert_eq!(response.hits[0].sort.as_ref().unwrap().get(), r#"[1,"a"]"#);
+        assert!(response.hits[1].source.is_none() && response.hits[1].score.is_none());
+        assert_eq!(response.pit_id.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_part_of_an_answer_is_an_error() {
+        for body in [
+            r#"{"took":1,"timed_out":true,"_shards":{"total":1,"failed":0},"hits":{"hits":[]}}"#,
+            r#"{"took":1,"timed_out":false,"_shards":{"total":2,"failed":1},"hits":{"hits":[]}}"#,
+        ] {
+            assert_eq!(search_response(body.as_bytes()).unwrap_err().kind(), ErrorKind::Incomplete);
+        }
+        assert_eq!(search_response(b"[]x").unwrap_err().kind(), ErrorKind::Protocol);
+    }
+}
