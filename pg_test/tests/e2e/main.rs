@@ -1,3 +1,22 @@
 //! The end-to-end tests: one module a subject. How to run them: see the head of `src/lib.rs`.
 
+mod administration;
+mod backfill;
+mod cache_functions;
+mod cancel;
+mod crashes;
+mod dead_letters;
 mod harness;
+mod keys;
+mod outages;
+mod partitions;
+mod privileges;
+mod removal;
+mod repair;
+mod rows;
+mod savepoints;
+mod search;
+mod statements;
+mod tables;
+mod values;
+mod writers;

@@ -1,0 +1,179 @@
+//! `es_search()`.
+
+use crate::tables::products;
+use pg_test::{Engine, World, on_each_engine};
+use std::collections::BTreeSet;
+
+on_each_engine!(
+    hits_join_with_their_rows,
+    filter_and_sort_and_source_do_what_they_say,
+    the_cursor_visits_every_row_once,
+    nothing_that_a_visitor_types_throws,
+    what_cannot_be_done_is_refused
+);
+
+/// 300 products, searchable. Returns the sync, which is what es_search() takes.
+fn catalogue(world: &mut World, engine: &Engine) -> String {
+    products(world, 300);
+    world.db.exec(
+        "UPDATE product SET name = 'walking boot ' || id WHERE id % 3 = 0;
+         UPDATE product SET name = 'Österreichischer Bergschuh' WHERE id = 100",
+    );
+    let sync = world.index_table("product", engine, ", search_fields => '{name}'");
+    world.wait(&sync);
+    sync
+}
+
+fn hits_join_with_their_rows(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    let rows = world.db.rows(&format!(
+        "SELECT p.name, h.rank, h.score, h.total, h.total_exact
+         FROM es_search('{sync}', 'boot', size => 20) AS h JOIN product AS p ON p.id = h.id::bigint
+         ORDER BY h.rank"
+    ));
+    assert_eq!(rows.len(), 20);
+    assert!(rows.iter().all(|row| row[0].as_deref().is_some_and(|name| name.starts_with("walking boot"))), "{rows:?}");
+    assert_eq!(rows[0][1].as_deref(), Some("1"));
+    assert!(
+        rows.iter().all(|row| row[2].is_some() && row[3].as_deref() == Some("100") && row[4].as_deref() == Some("t"))
+    );
+    let found = world.db.column(&format!("SELECT id FROM es_search('{sync}', 'österreichischer')"));
+    assert_eq!(found, ["100"]);
+    let found = world.db.column(&format!("SELECT id FROM es_search('{sync}', 'nothing of the kind')"));
+    assert!(found.is_empty(), "{found:?}");
+    // A change is found as soon as wait() returns.
+    world.db.exec("UPDATE product SET name = 'xylophone' WHERE id = 42");
+    world.wait(&sync);
+    assert_eq!(world.db.column(&format!("SELECT id FROM es_search('{sync}', 'xylophone')")), ["42"]);
+}
+
+fn filter_and_sort_and_source_do_what_they_say(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    let prices = world.db.column(&format!(
+        r#"SELECT (source->>'price')::numeric
+           FROM es_search('{sync}', 'boot', filter => '{{"range": {{"price": {{"lte": 50}}}}}}',
+                          sort => '[{{"price": "desc"}}]', source => true, size => 50)
+           ORDER BY rank"#
+    ));
+    let expected = world.db.column("SELECT price FROM product WHERE price <= 50 AND id % 3 = 0 ORDER BY price DESC");
+    let number = |text: &String| text.parse::<f64>().expect("a number");
+    assert_eq!(prices.iter().map(number).collect::<Vec<_>>(), expected.iter().map(number).collect::<Vec<_>>());
+    let ids = world.db.column(&format!(
+        r#"SELECT id FROM es_search('{sync}', dsl => '{{"terms": {{"id": [5, 6, 7]}}}}', sort => '[{{"id": "asc"}}]') ORDER BY rank"#
+    ));
+    assert_eq!(ids, ["5", "6", "7"]);
+    let highlight = world
+        .db
+        .value(&format!("SELECT highlight::text FROM es_search('{sync}', 'bergschuh', highlight => '{{name}}')"));
+    assert!(highlight.contains("<em>Bergschuh</em>"), "{highlight}");
+    assert_eq!(world.db.value(&format!("SELECT count(*) FROM es_search('{sync}', 'boot', min_score => 1e9)")), "0");
+}
+
+fn the_cursor_visits_every_row_once(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    let mut seen = Vec::new();
+    let mut after = String::new();
+    for _page in 0..20 {
+        let rows = world.db.rows(&format!(
+            r#"SELECT id, cursor FROM es_search('{sync}', 'trail boot bergschuh', size => 37,
+                      sort => '[{{"active": "asc"}}, {{"id": "asc"}}]'{after}) ORDER BY rank"#
+        ));
+        let Some(last) = rows.last() else { break };
+        let cursor = last[1].clone().unwrap_or_default();
+        seen.extend(rows.into_iter().filter_map(|row| row[0].clone()));
+        if cursor.is_empty() {
+            break;
+        }
+        after = format!(", after => '{}'", cursor.replace('\'', "''"));
+    }
+    assert_eq!(seen.len(), 300, "rows twice, or missing");
+    assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 300);
+}
+
+fn nothing_that_a_visitor_types_throws(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    world.db.exec("SET statement_timeout = '20s'");
+    let mut queries: Vec<String> = [
+        "",
+        " ",
+        "((((",
+        "))))",
+        "\"",
+        "\"\"\"",
+        "'",
+        "*",
+        "?",
+        "~",
+        "a~",
+        "a~9",
+        "-",
+        "+",
+        "|",
+        "-boot",
+        "+-|",
+        "\\",
+        "a\\",
+        "name:boot",
+        "price:[1 TO",
+        "[1 TO 2]",
+        "{",
+        "/a(b/",
+        "AND OR NOT",
+        "boot AND",
+        "🚲",
+        "🚲 boot",
+        "a\nb\tc",
+        "null",
+        "\u{200b}",
+        "\u{202e}tfel",
+        "<script>",
+        "2024-99-99",
+        "١٢٣",
+        "boot^99999",
+        "a^",
+        "_exists_:x",
+        "%",
+        "..",
+        "#",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    queries.push((0..10_000).map(|n| format!("word{n} ")).collect());
+    queries.push("a* ".repeat(2000));
+    queries.push("a~ ".repeat(2000));
+    queries.push("(".repeat(5000));
+    queries.push(format!("{}boot{}", "(".repeat(2000), ")".repeat(2000)));
+    queries.push("x".repeat(200_000));
+    queries.push("\"boot ".repeat(3000));
+    for query in queries {
+        let sql = format!("SELECT count(*) FROM es_search('{sync}', '{}')", query.replace('\'', "''"));
+        if let Err(error) = world.db.try_rows(&sql) {
+            let beginning: String = query.chars().take(40).collect();
+            panic!("{error}\nfor a query of {} characters that begins with {beginning:?}", query.chars().count());
+        }
+    }
+    // The engine is still well.
+    assert_eq!(world.db.value(&format!("SELECT count(*) FROM es_search('{sync}', 'boot', size => 100)")), "100");
+}
+
+fn what_cannot_be_done_is_refused(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    for call in [
+        "'nonsense', 'boot'".to_owned(),
+        format!("'{sync}', 'boot', size => -1"),
+        format!("'{sync}', 'boot', size => 1000000"),
+        format!(r#"'{sync}', dsl => '{{"nonsense": {{}}}}'"#),
+        format!("'{sync}', 'boot', fields => '{{}}'"),
+        format!("'{sync}', 'boot', after => '[\"nonsense\"]'"),
+    ] {
+        let refusal = world.db.refusal(&format!("SELECT * FROM es_search({call})"));
+        assert!(!refusal.code.starts_with("XX"), "{refusal}\nto: {call}");
+    }
+    // An index that somebody removed is an error, not an empty answer.
+    let index = world.index_name("product");
+    world.db.exec(&format!("SELECT fanout.pause('{sync}')"));
+    for concrete in engine.indices(&index) {
+        engine.ask("DELETE", &format!("/{concrete}"), None);
+    }
+    world.db.refusal(&format!("SELECT * FROM es_search('{sync}', 'boot')"));
+}

@@ -1,0 +1,101 @@
+//! Values that JSON, or the bulk format, could trip over.
+
+use pg_test::{Engine, World, assert_in_step, on_each_engine};
+use serde_json::json;
+
+on_each_engine!(
+    values_of_every_common_type_arrive,
+    raw_newlines_in_json_forge_nothing,
+    settings_of_the_writer_change_no_document
+);
+
+fn types(world: &mut World) {
+    world.db.exec(
+        "CREATE TYPE mood AS ENUM ('sad', 'happy');
+         CREATE DOMAIN sku AS text CHECK (value <> '');
+         CREATE TABLE thing (
+             id int PRIMARY KEY, small smallint, large bigint, amount numeric, ratio double precision, single real,
+             yes boolean, words text, fixed char(5), day date, moment timestamp, instant timestamptz, clock time,
+             span interval, bytes bytea, u uuid, numbers int[], strings text[], mood mood, code sku, doc jsonb,
+             address inet, doubled int GENERATED ALWAYS AS (small * 2) STORED
+         );
+         INSERT INTO thing (id, small, large, amount, ratio, single, yes, words, fixed, day, moment, instant, clock, span,
+                            bytes, u, numbers, strings, mood, code, doc, address) VALUES
+         (1, 1, 9007199254740993, 12345.6789, 0.1, 0.1, true, E'tab\\t \"quotes\" \\\\ é 🚲 \\u2028', 'ab', '2024-02-29',
+          '2024-02-29 23:59:59.999999', '2024-02-29 23:59:59.999999+05:30', '23:59:59.5', '1 year 2 days 03:04:05',
+          '\\x00ff10', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{1,2,3}', '{a,\"b c\",\"\"}', 'happy', 'x', '{\"a\": {\"b\": 1}}',
+          '192.168.0.1'),
+         (2, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+         (3, -32768, -9223372036854775808, -0.5, 1e300, 1e30, false, '', '', '1970-01-01', '1970-01-01', '1970-01-01 00:00+00',
+          '00:00', '-1 day', '', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a12', '{}', '{}', 'sad', 'y', '{}', '::1')",
+    );
+}
+
+fn values_of_every_common_type_arrive(world: &mut World, engine: &Engine) {
+    types(world);
+    let index = world.index_table("thing", engine, "");
+    let cache = world.cache_table("thing", "");
+    let hashes =
+        world.cache_table_by("thing", &format!("{}:hash:${{id}}", world.tag), ", name => 'hashes', format => 'hash'");
+    for _ in 0..2 {
+        for sync in [&index, &cache, &hashes] {
+            assert_in_step(world, sync);
+            assert_eq!(world.status(sync, "dead_letters"), "0");
+        }
+        world.db.exec("UPDATE thing SET words = words || '!', doc = '{\"a\": {\"b\": 2}, \"c\": null}' WHERE id <> 2");
+    }
+}
+
+fn raw_newlines_in_json_forge_nothing(world: &mut World, engine: &Engine) {
+    let (victim, planted) = (format!("victim_{}", world.tag), format!("planted_{}", world.tag));
+    engine.ask("PUT", &format!("/{victim}/_doc/1"), Some(json!({"here": true})));
+    world.db.exec("CREATE TABLE note (id int PRIMARY KEY, body json)");
+    let index = world.index_table("note", engine, "");
+    let cache = world.cache_table("note", "");
+    world.db.exec(&format!(
+        "INSERT INTO note VALUES
+         (1, '{{\"a\": 1}}'),
+         (2, E'{{\"a\":\\n\\r\\n2}}'),
+         (3, E'[{{\"x\":1}},\\n{{\"delete\":{{\"_index\":\"{victim}\",\"_id\":\"1\"}}}},\\n{{\"index\":{{\"_index\":\"{planted}\",\"_id\":\"x\"}}}}\\n]'),
+         (4, E'{{\"a\": 4}}\\n'),
+         (5, '{{\"a\": 5}}')"
+    ));
+    world.wait(&index);
+    assert!(engine.document(&victim, "1").is_some(), "a value deleted a document of another index");
+    assert!(!engine.exists(&planted), "a value made an index");
+    assert_in_step(world, &index);
+    assert_in_step(world, &cache);
+}
+
+fn settings_of_the_writer_change_no_document(world: &mut World, engine: &Engine) {
+    types(world);
+    let index = world.index_table("thing", engine, "");
+    let database = world.database();
+    world.db.exec(&format!(
+        "ALTER DATABASE {database} SET DateStyle = 'SQL, DMY'; ALTER DATABASE {database} SET TimeZone = 'Asia/Kolkata';
+         ALTER DATABASE {database} SET bytea_output = 'escape'; ALTER DATABASE {database} SET IntervalStyle = 'sql_standard';
+         ALTER DATABASE {database} SET extra_float_digits = -10; ALTER DATABASE {database} SET search_path = pg_catalog;
+         ALTER DATABASE {database} SET default_transaction_isolation = serializable"
+    ));
+    world.reconnect();
+    world.db.exec("UPDATE public.thing SET words = 'again'");
+    assert_in_step(world, &index);
+    // The worker's session too, when it starts with these settings.
+    world.db.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'");
+    world.db.exec("UPDATE public.thing SET words = 'and again'");
+    assert_in_step(world, &index);
+}
+
+#[test]
+fn numbers_keep_all_their_digits() {
+    let mut world = World::new("digits");
+    world.db.exec("CREATE TABLE amount (id int PRIMARY KEY, n numeric); INSERT INTO amount VALUES (1, 12345678901234567890.123456789012345678900)");
+    let sync = world.cache_table("amount", "");
+    world.wait(&sync);
+    let text = pg_test::Keyspace::open().get(&format!("{}1", world.key_prefix("amount")));
+    // Compared as text: a JSON parser of doubles would see no difference.
+    assert!(
+        text.as_deref().is_some_and(|text| text.contains("12345678901234567890.123456789012345678900")),
+        "{text:?}"
+    );
+}
