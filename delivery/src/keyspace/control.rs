@@ -1,0 +1,103 @@
+//! Ownership in Redis: one control key a target, changed under WATCH, which needs no right to run scripts.
+
+use redis::Value;
+
+use super::RedisTarget;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ownership::{CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
+
+/// Attempts against others that change the key at the same time.
+const ATTEMPTS: usize = 5;
+
+impl RedisTarget {
+    /// Claims a target; see [`crate::ownership`].
+    pub fn claim(&mut self, claim: &Claim) -> Result<ClaimOutcome> {
+        for _ in 0..ATTEMPTS {
+            let found = self.watch_control(&claim.target)?;
+            let state = found.as_ref().map(|(control, text)| (control, control.state(text)));
+            match claim.decide(state) {
+                Decision::Leave(outcome) => {
+                    self.unwatch()?;
+                    return Ok(outcome);
+                }
+                Decision::Take(control) => {
+                    let text = control.to_json().to_string();
+                    if self.exec_control(&claim.target, Some(&text))? {
+                        return Ok(ClaimOutcome::Owned(Ownership::new(claim, control.epoch, Fence::Text(text))));
+                    }
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+    }
+
+    /// Renews an ownership. A control key that is gone (evicted, flushed) is written again: nobody else has it.
+    pub fn heartbeat(&mut self, ownership: &Ownership) -> Result<Heartbeat> {
+        for _ in 0..ATTEMPTS {
+            if let Some((control, _)) = self.watch_control(&ownership.target)?
+                && !control.is_of(ownership)
+            {
+                self.unwatch()?;
+                return Ok(Heartbeat::Superseded { by: control.by });
+            }
+            let text = Control::renewed(ownership).to_json().to_string();
+            if self.exec_control(&ownership.target, Some(&text))? {
+                return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "the control key changes all the time"))
+    }
+
+    /// Gives an ownership up, if it is still ours.
+    pub fn release(&mut self, ownership: &Ownership) -> Result<()> {
+        match self.watch_control(&ownership.target)? {
+            Some((control, _)) if control.is_of(ownership) => {
+                // Changed in between: no longer ours.
+                self.exec_control(&ownership.target, None).map(|_| ())
+            }
+            _ => self.unwatch(),
+        }
+    }
+
+    fn watch_control(&mut self, target: &str) -> Result<Option<(Control, String)>> {
+        let key = format!("{CONTROL_KEY_PREFIX}{target}");
+        self.query::<()>(redis::cmd("WATCH").arg(&key))?;
+        let text: Option<String> = self.query(redis::cmd("GET").arg(&key))?;
+        let Some(text) = text else { return Ok(None) };
+        let control = serde_json::from_str(&text).map_err(|error| {
+            Error::new(ErrorKind::Conflict, format!("the key \"{key}\" was not written by pg_fanout"))
+                .with_source(error)
+        });
+        match control {
+            Ok(control) => Ok(Some((control, text))),
+            Err(error) => {
+                self.unwatch()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// False: the key changed since it was watched, nothing was done.
+    fn exec_control(&mut self, target: &str, text: Option<&str>) -> Result<bool> {
+        let result = self.try_exec_control(target, text);
+        if result.is_err() {
+            // A command refused within MULTI leaves it open: what comes next would only be queued.
+            self.connection = None;
+        }
+        result
+    }
+
+    fn try_exec_control(&mut self, target: &str, text: Option<&str>) -> Result<bool> {
+        let key = format!("{CONTROL_KEY_PREFIX}{target}");
+        self.query::<()>(&redis::cmd("MULTI"))?;
+        match text {
+            Some(text) => self.query::<()>(redis::cmd("SET").arg(&key).arg(text))?,
+            None => self.query::<()>(redis::cmd("DEL").arg(&key))?,
+        }
+        Ok(self.query::<Value>(&redis::cmd("EXEC"))? != Value::Nil)
+    }
+
+    fn unwatch(&mut self) -> Result<()> {
+        self.query(&redis::cmd("UNWATCH"))
+    }
+}

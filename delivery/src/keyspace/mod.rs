@@ -1,0 +1,305 @@
+//! Redis: pipelined batches over one connection, and the few commands that the SQL functions need.
+
+mod batch;
+mod control;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use redis::{Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo};
+use redis::{RedisConnectionInfo, RedisError, TlsCertificates, Value};
+
+pub use self::batch::{RedisBatch, RedisOutcome};
+use crate::config::{RedisConfig, database};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A page of keys.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeyPage {
+    /// Keys; one may come twice, as with `SCAN`. Keys that are not UTF-8 are left out: none of ours.
+    pub keys: Vec<String>,
+    /// For the next page; `None` after the last one.
+    pub cursor: Option<u64>,
+}
+
+/// A connection to Redis, made anew by the call after the one in which it broke.
+///
+/// Order is kept by there being only one. What a lost connection has sent may still be in the server's hands, so a new
+/// connection first ends the one before (`CLIENT KILL ID`), if it meets the same server process (`run_id`). Where ACLs
+/// don't allow `CLIENT ID`, `CLIENT KILL` and `INFO`, this is left out: late commands are then possible after a lost
+/// connection, until the server notices that it is gone.
+pub struct RedisTarget {
+    client: Client,
+    shown: String,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    connection: Option<Connection>,
+    /// The connection made last: the server's run id and the client id there.
+    last: Option<(String, i64)>,
+    version: Option<String>,
+}
+
+impl fmt::Debug for RedisTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisTarget").field("server", &self.shown).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+impl RedisTarget {
+    /// Connects.
+    pub fn connect(config: &RedisConfig) -> Result<RedisTarget> {
+        let mut target = RedisTarget::new(config)?;
+        target.connection()?;
+        Ok(target)
+    }
+
+    /// As [`RedisTarget::connect`], without connecting yet.
+    pub(crate) fn new(config: &RedisConfig) -> Result<RedisTarget> {
+        crate::tls::install_provider();
+        let info = connection_info(config)?;
+        let shown = info.addr().to_string();
+        let client = if config.url.scheme() == "rediss" {
+            let tls = &config.tls;
+            let client_tls = match (&tls.client_cert_pem, &tls.client_key_pem) {
+                (Some(certificate), Some(key)) => Some(redis::ClientTlsConfig {
+                    client_cert: certificate.clone().into_bytes(),
+                    client_key: key.expose().as_bytes().to_vec(),
+                }),
+                (None, None) => None,
+                _ => return Err(bad_config("a client certificate and its key are needed together")),
+            };
+            let root_cert = tls.ca_pem.as_ref().map(|pem| pem.clone().into_bytes());
+            Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
+        } else {
+            Client::open(info)
+        };
+        let client = client.map_err(|error| bad_config("the Redis client can't be set up").with_source(error))?;
+        Ok(RedisTarget {
+            client,
+            shown,
+            connect_timeout: config.connect_timeout,
+            request_timeout: config.request_timeout,
+            connection: None,
+            last: None,
+            version: None,
+        })
+    }
+
+    /// `PING`; the answer is the server's version if we may see it.
+    pub fn probe(&mut self) -> Result<Option<String>> {
+        self.query::<Value>(&redis::cmd("PING"))?;
+        Ok(self.version.clone())
+    }
+
+    /// Sends a batch, once, and reads every reply. `Err`: it failed as a whole. A missing right
+    /// ([`ErrorKind::Unauthorized`]) fails the whole batch, though the rest of it was done: to send that again, with
+    /// rows read anew, is harmless.
+    pub fn send(&mut self, batch: &RedisBatch) -> Result<Vec<(u32, RedisOutcome)>> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deadline = Instant::now() + self.request_timeout;
+        let shown = self.shown.clone();
+        let connection = self.connection()?;
+        let result = match connection.send_packed_command(&batch.bytes) {
+            Err(error) => Err(failure(&error, &shown, true)),
+            // Not req_packed_commands: after a time-out that waits as long for each of the other replies.
+            Ok(()) => batch.read_outcomes(|| {
+                if Instant::now() > deadline {
+                    return Err(Error::new(ErrorKind::Timeout, format!("no reply in time from {shown}")));
+                }
+                connection.recv_response().map_err(|error| failure(&error, &shown, true))
+            }),
+        };
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::Unauthorized
+        {
+            // Replies that were not read would be taken for those of the next batch.
+            self.connection = None;
+        }
+        result
+    }
+
+    /// A page of keys that match `glob`; `cursor` is `None` for the first.
+    pub fn scan_keys(&mut self, glob: &str, cursor: Option<u64>, count: usize) -> Result<KeyPage> {
+        let (cursor, keys): (u64, Vec<Vec<u8>>) = self
+            .query(redis::cmd("SCAN").arg(cursor.unwrap_or(0)).arg("MATCH").arg(glob).arg("COUNT").arg(count.max(1)))?;
+        let keys = keys.into_iter().filter_map(|key| String::from_utf8(key).ok()).collect();
+        Ok(KeyPage { keys, cursor: (cursor != 0).then_some(cursor) })
+    }
+
+    /// `GET`.
+    pub fn get(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.query(redis::cmd("GET").arg(key))
+    }
+
+    /// `MGET`.
+    pub fn mget(&mut self, keys: &[&str]) -> Result<Vec<Option<Vec<u8>>>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.query(redis::cmd("MGET").arg(keys))
+    }
+
+    /// `SET`, with `PX` if a ttl is given (0 counts as 1).
+    pub fn set(&mut self, key: &str, value: &[u8], ttl_ms: Option<u64>) -> Result<()> {
+        let mut command = redis::cmd("SET");
+        command.arg(key).arg(value);
+        if let Some(ttl_ms) = ttl_ms {
+            command.arg("PX").arg(ttl_ms.max(1));
+        }
+        self.query(&command)
+    }
+
+    /// `DEL`; how many there were.
+    pub fn del(&mut self, keys: &[&str]) -> Result<u64> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        self.query(redis::cmd("DEL").arg(keys))
+    }
+
+    /// `PTTL` in milliseconds; `None`: no such key; `Some(None)`: no expiry.
+    pub fn ttl_ms(&mut self, key: &str) -> Result<Option<Option<u64>>> {
+        // -2: no key; -1: no expiry.
+        let ttl: i64 = self.query(redis::cmd("PTTL").arg(key))?;
+        Ok(if ttl == -2 { None } else { Some(u64::try_from(ttl).ok()) })
+    }
+
+    /// One command, one reply.
+    fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T> {
+        let shown = self.shown.clone();
+        let connection = self.connection()?;
+        command.query(connection).map_err(|error| {
+            let error = failure(&error, &shown, true);
+            if !matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::BadRequest | ErrorKind::Overloaded) {
+                self.connection = None;
+            }
+            error
+        })
+    }
+
+    fn connection(&mut self) -> Result<&mut Connection> {
+        // Not if-let: the borrow would last for the other branch too.
+        if self.connection.is_none() {
+            let connection = self.open()?;
+            return Ok(self.connection.insert(connection));
+        }
+        self.connection.as_mut().ok_or_else(|| Error::new(ErrorKind::Unreachable, "not connected"))
+    }
+
+    fn open(&mut self) -> Result<Connection> {
+        let before_sending = |error: &RedisError| failure(error, &self.shown, false);
+        let mut connection =
+            self.client.get_connection_with_timeout(self.connect_timeout).map_err(|error| before_sending(&error))?;
+        connection.set_read_timeout(Some(self.request_timeout)).map_err(|error| before_sending(&error))?;
+        connection.set_write_timeout(Some(self.request_timeout)).map_err(|error| before_sending(&error))?;
+        let mut optional = |command: &Cmd| -> Result<Option<Value>> {
+            match command.query::<Value>(&mut connection) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) if error.code().is_some_and(|code| is_refusal(code)) => Ok(None),
+                Err(error) => Err(failure(&error, &self.shown, false)),
+            }
+        };
+        let info: Option<String> =
+            optional(redis::cmd("INFO").arg("server"))?.and_then(|value| redis::from_redis_value(value).ok());
+        let field = |name: &str| {
+            let text = info.as_deref()?;
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .map(|value| value.trim().to_owned())
+        };
+        let run_id = field("run_id");
+        let client_id = match optional(redis::cmd("CLIENT").arg("ID"))? {
+            Some(Value::Int(id)) => Some(id),
+            _ => None,
+        };
+        if let Some((last_run_id, last_client_id)) = &self.last
+            && Some(last_run_id) == run_id.as_ref()
+        {
+            optional(redis::cmd("CLIENT").arg("KILL").arg("ID").arg(last_client_id))?;
+        }
+        self.version = field("redis_version");
+        self.last = run_id.zip(client_id);
+        Ok(connection)
+    }
+
+    /// The id of this connection at the server, if we may know it.
+    #[doc(hidden)]
+    pub fn client_id(&self) -> Option<i64> {
+        self.last.as_ref().map(|(_, id)| *id)
+    }
+}
+
+/// A refusal of an optional command: forbidden, renamed away, or not known to this server.
+fn is_refusal(code: &str) -> bool {
+    matches!(code, "NOPERM" | "ERR")
+}
+
+fn connection_info(config: &RedisConfig) -> Result<ConnectionInfo> {
+    let url = &config.url;
+    let host = || url.host_str().unwrap_or("").trim_matches(['[', ']']).to_owned();
+    let address = match url.scheme() {
+        "unix" => {
+            let path = percent_encoding::percent_decode_str(url.path()).decode_utf8_lossy();
+            ConnectionAddr::Unix(path.into_owned().into())
+        }
+        "rediss" => ConnectionAddr::TcpTls {
+            host: host(),
+            port: url.port().unwrap_or(6379),
+            insecure: !config.tls.verify,
+            tls_params: None,
+        },
+        _ => ConnectionAddr::Tcp(host(), url.port().unwrap_or(6379)),
+    };
+    let mut redis = RedisConnectionInfo::default().set_lib_name("pg_fanout", env!("CARGO_PKG_VERSION"));
+    if url.scheme() != "unix" {
+        let database = database(url).map_err(|error| bad_config(&error.to_string()))?;
+        redis = redis.set_db(database);
+    }
+    if let Some(username) = &config.username {
+        redis = redis.set_username(username);
+    }
+    if let Some(password) = &config.password {
+        redis = redis.set_password(password.expose());
+    }
+    let info =
+        address.into_connection_info().map_err(|error| bad_config("the URL can't be used").with_source(error))?;
+    Ok(info.set_redis_settings(redis))
+}
+
+fn bad_config(message: &str) -> Error {
+    Error::new(ErrorKind::TlsOrConfig, message)
+}
+
+/// `sent`: whether a command of ours may have reached the server.
+fn failure(error: &RedisError, node: &str, sent: bool) -> Error {
+    let kind = match error.code() {
+        Some(code) if batch::is_denied(code) => ErrorKind::Unauthorized,
+        Some(code) if batch::is_passing(code) => ErrorKind::Overloaded,
+        Some(_) if sent => ErrorKind::BadRequest,
+        Some(_) => ErrorKind::TlsOrConfig,
+        None => match error.kind() {
+            redis::ErrorKind::AuthenticationFailed => ErrorKind::Unauthorized,
+            redis::ErrorKind::InvalidClientConfig => ErrorKind::TlsOrConfig,
+            _ if !sent => ErrorKind::Unreachable,
+            redis::ErrorKind::Io if error.is_timeout() => ErrorKind::Timeout,
+            redis::ErrorKind::Io => ErrorKind::ConnectionLost,
+            _ => ErrorKind::Protocol,
+        },
+    };
+    // RedisError's own text repeats its category before the detail.
+    let reason = match error.code() {
+        Some(code) => format!("{code} {}", error.detail().unwrap_or("")).trim_end().to_owned(),
+        None => error.to_string(),
+    };
+    let what = match kind {
+        ErrorKind::Unreachable => "can't connect to",
+        ErrorKind::Timeout => "no reply in time from",
+        ErrorKind::ConnectionLost => "lost the connection to",
+        ErrorKind::Protocol => "can't understand the reply of",
+        ErrorKind::TlsOrConfig => "can't talk to",
+        _ => "refused by",
+    };
+    Error::new(kind, format!("{what} Redis at {node}: {reason}")).with_source(error.clone())
+}
