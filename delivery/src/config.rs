@@ -164,7 +164,8 @@ pub struct EngineConfig {
     pub connect_timeout: Duration,
     /// Bound on a whole request. Default 60 s.
     pub request_timeout: Duration,
-    /// Send bulk bodies with gzip. Default false.
+    /// Compress bodies and replies with gzip. Default false: between machines near each other it costs more than it
+    /// saves.
     pub compress: bool,
 }
 

@@ -88,7 +88,9 @@ impl Http {
             .tcp_keepalive(Duration::from_secs(30))
             .connect_timeout(config.connect_timeout)
             .timeout(config.request_timeout)
-            .pool_idle_timeout(IDLE);
+            .pool_idle_timeout(IDLE)
+            // Replies too: on a fast network it costs both ends more than it saves.
+            .gzip(config.compress);
         let tls = &config.tls;
         if let Some(ca) = &tls.ca_pem {
             let certificates = reqwest::Certificate::from_pem_bundle(ca.as_bytes())
@@ -259,7 +261,7 @@ fn gzipped(body: &[u8]) -> Result<Vec<u8>> {
 fn failure(error: reqwest::Error, node: &str) -> Error {
     let error = error.without_url();
     let connecting = error.is_connect();
-    let kind = if error.is_builder() || refused_tls(&error) {
+    let kind = if error.is_builder() || crate::tls::refused(&error) {
         ErrorKind::TlsOrConfig
     } else if connecting {
         ErrorKind::Unreachable
@@ -279,22 +281,6 @@ fn failure(error: reqwest::Error, node: &str) -> Error {
         _ => "can't talk to",
     };
     Error::new(kind, format!("{what} {node}: {cause}")).with_source(error)
-}
-
-/// A certificate that is not accepted stays so until somebody changes something. A handshake that breaks off does not.
-fn refused_tls(error: &(dyn StdError + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
-            inner.downcast_ref::<rustls::Error>()
-        });
-        if tls.is_some() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 #[derive(Deserialize)]

@@ -214,7 +214,11 @@ impl Engine {
         let parsed = crate::bulk::parse(&reply.body, body)?;
         if parsed.first_of_shard {
             self.forget_check(body.index());
-            if !self.index_is_ours(body.index(), Duration::ZERO)? {
+            let ours = self.index_is_ours(body.index(), Duration::ZERO).map_err(|error| {
+                // Not that error's own kind: it might say that nothing was sent.
+                Error::new(ErrorKind::ConnectionLost, error.message().to_owned()).with_source(error)
+            })?;
+            if !ours {
                 return Ok(body.all(&BulkOutcome::IndexMissing));
             }
         }

@@ -68,6 +68,10 @@ impl RedisTarget {
                 (None, None) => None,
                 _ => return Err(bad_config("a client certificate and its key are needed together")),
             };
+            // The library would take an unreadable text for an empty list, and trust nobody.
+            if tls.ca_pem.as_deref().is_some_and(|pem| crate::tls::count_certificates(pem).unwrap_or(0) == 0) {
+                return Err(bad_config("the CA certificate is not valid PEM"));
+            }
             let root_cert = tls.ca_pem.as_ref().map(|pem| pem.clone().into_bytes());
             Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
         } else {
@@ -197,7 +201,7 @@ impl RedisTarget {
         let mut optional = |command: &Cmd| -> Result<Option<Value>> {
             match command.query::<Value>(&mut connection) {
                 Ok(value) => Ok(Some(value)),
-                Err(error) if error.code().is_some_and(|code| is_refusal(code)) => Ok(None),
+                Err(error) if error.code().is_some_and(is_refusal) => Ok(None),
                 Err(error) => Err(failure(&error, &self.shown, false)),
             }
         };
@@ -282,6 +286,7 @@ fn failure(error: &RedisError, node: &str, sent: bool) -> Error {
         None => match error.kind() {
             redis::ErrorKind::AuthenticationFailed => ErrorKind::Unauthorized,
             redis::ErrorKind::InvalidClientConfig => ErrorKind::TlsOrConfig,
+            _ if crate::tls::refused(error) => ErrorKind::TlsOrConfig,
             _ if !sent => ErrorKind::Unreachable,
             redis::ErrorKind::Io if error.is_timeout() => ErrorKind::Timeout,
             redis::ErrorKind::Io => ErrorKind::ConnectionLost,

@@ -489,6 +489,35 @@ mod tests {
         assert!(senders.stop(Instant::now() + Duration::from_secs(5)));
     }
 
+    /// The HTTP client has threads of its own: they must have inherited the mask.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn no_thread_of_ours_takes_a_signal() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (senders, reports, _reader) = start(engine_at(&listener), 1, 1);
+        serve(listener, |stream| {
+            answer(stream, 200, REPLY);
+            true
+        });
+        senders.try_send(Job { tag: 1, kind: bulk() }).unwrap();
+        assert!(report(&reports).result.is_ok());
+        let mut seen = 0;
+        for task in std::fs::read_dir("/proc/self/task").unwrap() {
+            // Threads of other tests come and go.
+            let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            if !["fanout sender", "reqwest-interna", "tokio"].iter().any(|name| field("Name:").starts_with(name)) {
+                continue;
+            }
+            seen += 1;
+            let blocked = u64::from_str_radix(field("SigBlk:"), 16).unwrap();
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGALRM] {
+                assert!(blocked & (1 << (signal - 1)) != 0, "{signal} in {}", field("Name:"));
+            }
+        }
+        assert!(seen >= 2);
+    }
+
     fn kind_when(on_bulk: impl Fn(&mut TcpStream) -> bool + Clone + Send + 'static) -> ErrorKind {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (senders, reports, _reader) = start(engine_at(&listener), 1, 1);
