@@ -33,7 +33,7 @@ STACK_DIR=${STACK_DIR:-$default_dir}
 mkdir -p "$STACK_DIR" "$STACK_CACHE" || die "cannot write to $STACK_DIR: did another user make it?"
 STACK_DIR=$(cd "$STACK_DIR" && pwd)
 STACK_CACHE=$(cd "$STACK_CACHE" && pwd)
-[ -w "$STACK_DIR" ] || die "$STACK_DIR belongs to $(stat -c %U "$STACK_DIR"); run this as that user, or set STACK_DIR"
+[ -O "$STACK_DIR" ] || die "$STACK_DIR belongs to $(stat -c %U "$STACK_DIR"); run this as that user, or set STACK_DIR"
 
 PG_CONFIG=${PG_CONFIG:-/usr/bin/pg_config}
 export STACK_DIR STACK_CACHE PG_CONFIG PGRX_HOME="$STACK_CACHE/pgrx"
@@ -98,11 +98,13 @@ remember_port() {
     mv "$STACK_DIR/ports.new" "$STACK_DIR/ports"
 }
 
-# choose_port NAME FIRST: the remembered port, or another one if something else listens there by now.
+# choose_port NAME FIRST: the remembered port, or another one if something else listens there by now. A second stack
+# begins elsewhere: it must not take a port of the first one in the moment that a restart leaves it free.
 choose_port() {
-    local port tries=0
+    local port tries=0 first=$2
+    if [ "$STACK_DIR" != "$default_dir" ]; then first=$(($2 + 40 * (1 + ${stack_name#stack-} % 20))); fi
     port=$(port_of "$1")
-    port=${port:-$2}
+    port=${port:-$first}
     while listening "$port" || grep -q "=$port\$" <(grep -v "^$1=" "$STACK_DIR/ports" 2>/dev/null); do
         port=$((port + 10)) tries=$((tries + 1))
         [ $tries -lt 100 ] || die "no free port for $1 from $2 on"

@@ -51,7 +51,7 @@ postgres_prepare() {
         echo "include 'stack.conf'" >>"$data/postgresql.conf"
     fi
     pg_wait_for_remains
-    choose_port postgres 54815
+    choose_port postgres 25432   # below the ports that the system gives to clients
     # A server that preloads a library which isn't there does not start.
     if [ -e "$(pg_library)" ]; then preload=pg_fanout; fi
     cat >"$data/stack.conf" <<CONF
