@@ -1,5 +1,6 @@
 # What OpenSearch and Elasticsearch have in common: jars from Maven, a small class that starts a node, one port each.
 # shellcheck shell=bash
+# shellcheck disable=SC2154  # lib.sh sets stack_root and stack_name
 
 # KIND is the folder with the pom.xml and EngineNode.java.
 engine_lib() { printf '%s/lib/%s-%s' "$STACK_CACHE" "$1" "$2"; }
