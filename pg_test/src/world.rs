@@ -25,6 +25,7 @@ pub struct World {
     /// A connection.
     pub db: Session,
     roles: Vec<String>,
+    copies: Vec<String>,
     // Last, so that it is released when everything else is gone.
     _turn: Turn,
 }
@@ -69,7 +70,7 @@ impl World {
         let mut postgres = Session::connect("postgres");
         postgres.exec(&format!("CREATE DATABASE t_{tag}"));
         let db = Session::connect(&format!("t_{tag}"));
-        World { tag, db, roles: Vec::new(), _turn: turn }
+        World { tag, db, roles: Vec::new(), copies: Vec::new(), _turn: turn }
     }
 
     /// The name of the database.
@@ -95,6 +96,17 @@ impl World {
         let session = Session::try_connect(&self.database(), Some(&role))
             .unwrap_or_else(|error| panic!("cannot connect as {role}: {error}"));
         (role, session)
+    }
+
+    /// A copy of the database as it is now, and a connection to it. Gone with the world.
+    pub fn copy(&mut self) -> Session {
+        let (original, copy) = (self.database(), format!("{}_copy", self.database()));
+        // Nobody may be connected to what is copied; the worker has to know that by itself.
+        self.db = Session::connect("postgres");
+        self.db.exec(&format!("CREATE DATABASE {copy} TEMPLATE {original}"));
+        self.reconnect();
+        self.copies.push(copy.clone());
+        Session::connect(&copy)
     }
 
     /// The name of this test's index for a table.
@@ -153,10 +165,14 @@ impl Drop for World {
         // Not `expect`: a panic while one is under way would abort the run and hide the first.
         let database = self.database();
         let roles = std::mem::take(&mut self.roles);
+        let mut databases = std::mem::take(&mut self.copies);
+        databases.push(database);
         let tag = self.tag.clone();
         let outcome = std::panic::catch_unwind(move || {
             let mut postgres = Session::connect("postgres");
-            postgres.exec(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"));
+            for database in databases {
+                postgres.exec(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"));
+            }
             for role in roles {
                 postgres.exec(&format!("DROP ROLE {role}"));
             }

@@ -200,6 +200,21 @@ fn status_tells_how_a_sync_stands() {
 }
 
 #[test]
+fn a_publication_of_all_tables_is_no_hindrance() {
+    let mut world = World::new("publication");
+    products(&mut world, 50);
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    assert_in_step(&mut world, &sync);
+    // From now on an UPDATE or DELETE of a table without a key is an error, ours as well.
+    world.db.exec("CREATE PUBLICATION everything FOR ALL TABLES");
+    world.db.exec("UPDATE product SET price = 1; DELETE FROM product WHERE id = 7");
+    assert_in_step(&mut world, &sync);
+    world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+    assert_in_step(&mut world, &sync);
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}')"));
+}
+
+#[test]
 fn every_object_has_a_comment() {
     let mut world = World::new("comments");
     let missing = world.db.column(

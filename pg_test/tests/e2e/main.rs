@@ -9,6 +9,7 @@ mod dead_letters;
 mod harness;
 mod keys;
 mod outages;
+mod ownership;
 mod partitions;
 mod privileges;
 mod removal;

@@ -89,3 +89,32 @@ fn an_owner_of_a_table_without_usage_on_the_server_makes_no_sync() {
     let sync = session.value(&call);
     pg_test::assert_in_step(&mut world, &sync);
 }
+
+#[test]
+fn a_policy_that_hides_rows_from_the_owner_blocks_the_sync_and_empties_nothing() {
+    let mut world = World::new("owner_policy");
+    let engine = Engine::opensearch();
+    let (role, mut session) = world.role("maker");
+    world.db.exec(&format!("GRANT USAGE ON FOREIGN SERVER search TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
+    session.exec(
+        "CREATE TABLE own (id int PRIMARY KEY, n int); INSERT INTO own SELECT i, 0 FROM generate_series(1, 20) AS i",
+    );
+    let index = world.index_name("own");
+    let sync = session.value(&format!("SELECT fanout.index_table('own', server => 'search', index => '{index}')"));
+    pg_test::assert_in_step(&mut world, &sync);
+    session.exec(
+        "ALTER TABLE own ENABLE ROW LEVEL SECURITY; ALTER TABLE own FORCE ROW LEVEL SECURITY;
+         CREATE POLICY mine ON own USING (n = current_setting('app.tenant', true)::int)",
+    );
+    world.db.exec("UPDATE own SET n = 1");
+    pg_test::eventually("the sync is blocked", std::time::Duration::from_secs(20), || {
+        world.status(&sync, "state") == "blocked"
+    });
+    assert!(world.status(&sync, "last_error").contains("row-level security"), "{}", world.status(&sync, "last_error"));
+    engine.refresh(&index);
+    assert_eq!(engine.documents(&index).len(), 20);
+    session.exec("ALTER TABLE own NO FORCE ROW LEVEL SECURITY");
+    pg_test::eventually("it goes on by itself", std::time::Duration::from_secs(60), || {
+        pg_test::differences(&mut world, &sync).is_empty()
+    });
+}

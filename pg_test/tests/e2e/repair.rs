@@ -9,7 +9,8 @@ on_each_engine!(
     enqueue_delivers_what_was_lost,
     reconcile_repairs_all_that_differs,
     resync_rebuilds_the_index,
-    a_hand_made_trigger_feeds_a_sync
+    a_hand_made_trigger_feeds_a_sync,
+    a_document_of_a_later_version_is_no_obstacle
 );
 
 fn enqueue_delivers_what_was_lost(world: &mut World, engine: &Engine) {
@@ -92,6 +93,28 @@ fn a_hand_made_trigger_feeds_a_sync(world: &mut World, engine: &Engine) {
          FOR EACH ROW EXECUTE FUNCTION fanout.capture('{sync}')"
     ));
     world.db.exec("UPDATE product SET name = 'by hand' WHERE id < 5; DELETE FROM product WHERE id = 6");
+    assert_in_step(world, &sync);
+}
+
+/// What a clock that was set back leaves behind: the target says 409, and 409 is no success.
+fn a_document_of_a_later_version_is_no_obstacle(world: &mut World, engine: &Engine) {
+    products(world, 20);
+    let index = world.index_name("product");
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    // A year ahead of microseconds since 1970.
+    let version: u64 = world
+        .db
+        .value("SELECT (extract(epoch FROM now() + interval '1 year') * 1e6)::bigint")
+        .parse()
+        .expect("a number");
+    for id in [3, 4] {
+        let path = format!("/{index}/_doc/{id}?version={version}&version_type=external_gte");
+        engine.ask("PUT", &path, Some(json!({"id": id, "name": "from the future"})));
+    }
+    world.db.exec("UPDATE product SET name = 'now' WHERE id = 3; DELETE FROM product WHERE id = 4");
+    assert_in_step(world, &sync);
+    world.db.exec("UPDATE product SET name = 'later' WHERE id = 3; INSERT INTO product (id, name) VALUES (4, 'again')");
     assert_in_step(world, &sync);
 }
 

@@ -67,7 +67,7 @@ fn cascades_are_followed(world: &mut World, engine: &Engine) {
          CREATE TABLE article (
              id int PRIMARY KEY,
              brand int REFERENCES brand ON DELETE CASCADE ON UPDATE CASCADE,
-             heir int REFERENCES brand ON DELETE SET NULL
+             heir int REFERENCES brand ON DELETE SET NULL ON UPDATE CASCADE
          );
          INSERT INTO brand SELECT generate_series(1, 20);
          INSERT INTO article SELECT i, 1 + i % 20, 1 + i % 7 FROM generate_series(1, 400) AS i",
