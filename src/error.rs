@@ -29,6 +29,11 @@ impl Failure {
         self
     }
 
+    /// The primary message.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     fn report(self) -> ErrorReport {
         let mut report = ErrorReport::new(self.code, self.message, "pg_fanout");
         if let Some(detail) = self.detail {

@@ -10,7 +10,9 @@ mod catalog;
 mod document;
 mod error;
 mod journal;
+mod server;
 mod settings;
+mod status;
 mod worker;
 
 use pgrx::prelude::*;
@@ -36,5 +38,6 @@ pub extern "C-unwind" fn _PG_init() {
     capture::register();
     if preloading {
         worker::shared::request();
+        worker::register();
     }
 }

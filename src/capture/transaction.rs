@@ -58,9 +58,9 @@ pub fn mark(sync: i32) {
     }
 }
 
-/// True if this transaction has captured something of that sync that is not committed.
+/// True if this transaction has captured something of that sync, or has journalled anything early.
 pub fn has_captured(sync: i32) -> bool {
-    SET.with_borrow(|set| set.holds(sync))
+    WAKE.get() || SET.with_borrow(|set| set.holds(sync))
 }
 
 /// Wakes the worker when this transaction commits.

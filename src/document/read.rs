@@ -54,7 +54,8 @@ impl Plans {
             unsafe {
                 let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_ptr().cast_mut());
                 if plan.is_null() {
-                    pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {}", pg_sys::SPI_result);
+                    let result = pg_sys::SPI_result;
+                    pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {result}");
                 }
                 pg_sys::SPI_keepplan(plan);
                 plan

@@ -199,6 +199,11 @@ impl Reader {
         }
     }
 
+    /// Tuples found in a segment since it was last empty.
+    pub fn found(&self, number: u32) -> u64 {
+        self.segments.iter().find(|segment| segment.number == number).map_or(0, |segment| segment.found)
+    }
+
     unsafe fn read(
         &mut self,
         relation: &Open,

@@ -362,6 +362,14 @@ impl Database {
         unsafe { pg_sys::ConditionVariableBroadcast((&raw const self.waiters).cast_mut()) };
     }
 
+    /// Ends the waiting; an error does the same.
+    pub fn stop_waiting(&self) {
+        // SAFETY: takes this process off whatever condition variable it is on.
+        unsafe {
+            pg_sys::ConditionVariableCancelSleep();
+        }
+    }
+
     /// Sleeps until [`Self::wake_waiters`], an interrupt (which raises) or `milliseconds` have passed.
     pub fn sleep_as_waiter(&self, milliseconds: i64) {
         // SAFETY: as above.

@@ -1,0 +1,105 @@
+//! `fanout.wait()`: until all that was committed before the call is in the target.
+
+use crate::capture;
+use crate::catalog;
+use crate::error::failure;
+use crate::worker::shared::{self, SyncState, WorkerState};
+use pgrx::prelude::*;
+use std::time::{Duration, Instant};
+
+/// How often a waiter looks whether the sync can still get there.
+const LOOK_MS: i64 = 500;
+
+/// Returns when all that was committed before the call is searchable (index) or cached (Redis). Raises 57014 after
+/// `timeout`, and 55000 if the sync cannot get there: paused, parked, blocked, or no worker.
+#[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
+fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'")) {
+    let Some(name) = sync else {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" of fanout.wait() must not be NULL")
+            .hint("Give the name of a sync: SELECT sync FROM fanout.status.")
+            .raise();
+    };
+    let limit = timeout.map(|interval| {
+        Duration::from_micros(u64::try_from(interval.as_micros().max(0)).unwrap_or(u64::MAX))
+    });
+    let sync = catalog::get(name);
+    if capture::has_captured(sync.id) {
+        failure(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            format!("fanout.wait() cannot wait for what this transaction itself has written to the source of sync \"{name}\""),
+        )
+        .detail("A change is delivered after its commit.")
+        .hint("Commit first, then call fanout.wait() in a transaction of its own.")
+        .raise();
+    }
+    let Some(database) = shared::database() else { not_preloaded() };
+    // The worker makes the slot; a sync that was committed a moment ago has none yet.
+    let began = Instant::now();
+    let left = |began: Instant| limit.map(|limit| limit.saturating_sub(began.elapsed()));
+    let mut ticket = None;
+    loop {
+        let slot = shared::sync_slot(sync.id, true);
+        if let Some(slot) = slot {
+            let wanted = *ticket.get_or_insert_with(|| {
+                let ticket = slot.want();
+                shared::wake_worker();
+                ticket
+            });
+            if slot.done() >= wanted {
+                break;
+            }
+        }
+        let now = catalog::get(name);
+        let stuck = if now.identity != catalog::identity() {
+            Some("it was made in another cluster or database".to_owned())
+        } else if now.paused {
+            Some("it is paused".to_owned())
+        } else {
+            slot.filter(|slot| slot.state() == SyncState::Blocked)
+                .map(|slot| format!("it is blocked: {}", slot.error().map_or_else(String::new, |error| error.0)))
+        };
+        if let Some(why) = stuck {
+            failure(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("sync \"{name}\" does not get there: {why}"),
+            )
+            .hint("See fanout.status.")
+            .raise();
+        }
+        let left = left(began);
+        if left == Some(Duration::ZERO) {
+            let waiting = database.state() == WorkerState::WaitingForSlot;
+            let state = slot.map_or("waiting", |slot| slot.state().as_str());
+            failure(PgSqlErrorCode::ERRCODE_QUERY_CANCELED, format!("fanout.wait() timed out for sync \"{name}\""))
+                .detail(if waiting {
+                    "The database waits for a worker slot (max_worker_processes, fanout.max_workers).".into()
+                } else {
+                    let error = slot.and_then(|slot| slot.error()).map_or_else(|| "none".into(), |error| error.0);
+                    format!("The sync is {state}; its last error: {error}.")
+                })
+                .hint("Give a longer timeout, or see fanout.status.")
+                .raise();
+        }
+        let sleep = left.map_or(LOOK_MS, |left| (left.as_millis() as i64).clamp(1, LOOK_MS));
+        database.sleep_as_waiter(sleep);
+    }
+    database.stop_waiting();
+    if let Some(slot) = shared::sync_slot(sync.id, false) {
+        let letters = slot.dead_letters.load(std::sync::atomic::Ordering::Relaxed);
+        if letters > 0 {
+            failure(PgSqlErrorCode::ERRCODE_WARNING, format!("sync \"{name}\" has {letters} dead letter(s)"))
+                .detail("These rows are not in the target as they are in the table.")
+                .hint("See fanout.dead_letters, and fanout.retry().")
+                .warn();
+        }
+    }
+}
+
+fn not_preloaded() -> ! {
+    failure(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "pg_fanout is not in shared_preload_libraries",
+    )
+    .hint("Add it to shared_preload_libraries and restart the server.")
+    .raise()
+}

@@ -1,0 +1,324 @@
+//! Batches: rows as they are now, read and encoded for the target.
+
+use super::clock::Clock;
+use super::pending::{Pending, Slot};
+use super::runner::Runner;
+use super::transaction::{Failed, transaction};
+use crate::catalog::acting::acting_as;
+use crate::catalog::{Kind, Sync};
+use crate::document::Source;
+use crate::settings;
+use delivery::bulk::BulkBuilder;
+use delivery::keyspace::RedisBatch;
+use delivery::sender::JobKind;
+use delivery::template::KeyTemplate;
+use pgrx::pg_sys;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BTreeMap;
+
+/// Jobs with the slots whose documents are in them.
+pub type Batches = Vec<(JobKind, Vec<Slot>)>;
+
+/// STATEMENT_TIMEOUT of utils/timeout.h, the same in all versions that we build for.
+const STATEMENT_TIMEOUT: i32 = 3;
+
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings; utils/timeout.h.
+    fn enable_timeout_after(id: i32, delay_ms: i32);
+    fn disable_timeout(id: i32, keep_indicator: bool);
+}
+
+/// After an error: no timeout is left running, and none that already fired cancels what comes next.
+pub fn forget_timeouts() {
+    // SAFETY: plain calls and a flag of this process' main thread (postgres.c does the same after an error).
+    unsafe {
+        disable_timeout(STATEMENT_TIMEOUT, false);
+        pg_sys::QueryCancelPending = 0;
+    }
+}
+
+/// How an address is called in the target.
+pub struct Naming<'a> {
+    pub sync: &'a Sync,
+    pub source: &'a Source,
+    pub template: Option<&'a KeyTemplate>,
+}
+
+impl Naming<'_> {
+    /// Document id or key of an address. None if it is not of the source's layout.
+    pub fn render(&self, address: &[u8]) -> Option<String> {
+        let texts = self.source.render(address)?;
+        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
+        let Some(template) = self.template else {
+            return Some(delivery::id::document_id(&values[..self.source.keys]));
+        };
+        let ordered: Option<Vec<Option<&str>>> = template
+            .columns()
+            .iter()
+            .map(|column| {
+                let place = self.sync.address_columns.iter().position(|known| known == column)?;
+                values.get(place).copied()
+            })
+            .collect();
+        Some(template.render(&ordered?))
+    }
+}
+
+/// A batch for either kind of target.
+enum Builder {
+    Bulk(BulkBuilder),
+    Redis(RedisBatch),
+}
+
+/// Encodes documents into batches below the byte bound.
+struct Encoder<'a> {
+    sync: &'a Sync,
+    version: u64,
+    bound: usize,
+    hash: bool,
+    ttl_ms: Option<u64>,
+    jitter: f64,
+    index: String,
+    builder: Option<Builder>,
+    slots: Vec<Slot>,
+    done: Batches,
+    bytes: usize,
+    documents: usize,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(sync: &'a Sync, version: u64, bound: usize) -> Self {
+        Self {
+            version,
+            bound,
+            hash: sync.options["format"] == "hash",
+            ttl_ms: sync.options["ttl_ms"].as_u64(),
+            jitter: sync.options["jitter"].as_f64().unwrap_or(0.0),
+            index: sync.concrete_index(),
+            builder: None,
+            slots: Vec::new(),
+            done: Vec::new(),
+            bytes: 0,
+            documents: 0,
+            sync,
+        }
+    }
+
+    fn builder(&mut self) -> &mut Builder {
+        let (kind, index) = (self.sync.kind, &self.index);
+        self.builder.get_or_insert_with(|| match kind {
+            Kind::Index => Builder::Bulk(BulkBuilder::new(index)),
+            Kind::Cache => Builder::Redis(RedisBatch::new()),
+        })
+    }
+
+    fn ttl(&self) -> Option<u64> {
+        // Keys that were filled together must not expire together.
+        self.ttl_ms.map(|ttl| ((ttl as f64 * (1.0 - self.jitter * fastrand::f64())) as u64).max(1))
+    }
+
+    fn put(&mut self, slot: Slot, name: &str, document: &[u8]) {
+        let (version, ttl, hash) = (self.version, self.ttl(), self.hash);
+        match self.builder() {
+            Builder::Bulk(bulk) => bulk.push_index(slot, name, version, document),
+            Builder::Redis(redis) if hash => {
+                let fields = hash_fields(document);
+                let fields: Vec<(&str, &str)> =
+                    fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+                redis.push_hash(slot, name, &fields, ttl);
+            }
+            Builder::Redis(redis) => redis.push_set(slot, name, document, ttl),
+        }
+        self.bytes += document.len();
+        self.documents += 1;
+        self.added(slot);
+    }
+
+    fn delete(&mut self, slot: Slot, name: &str) {
+        let version = self.version;
+        match self.builder() {
+            Builder::Bulk(bulk) => bulk.push_delete(slot, name, version),
+            Builder::Redis(redis) => redis.push_delete(slot, name),
+        }
+        self.added(slot);
+    }
+
+    fn added(&mut self, slot: Slot) {
+        self.slots.push(slot);
+        let bytes = match &self.builder {
+            Some(Builder::Bulk(bulk)) => bulk.bytes(),
+            Some(Builder::Redis(redis)) => redis.bytes(),
+            None => 0,
+        };
+        if bytes >= self.bound {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let slots = std::mem::take(&mut self.slots);
+        match self.builder.take() {
+            Some(Builder::Bulk(bulk)) => self.done.push((JobKind::Bulk(bulk.finish()), slots)),
+            Some(Builder::Redis(redis)) => self.done.push((JobKind::Redis(redis), slots)),
+            None => {}
+        }
+    }
+
+    /// The batches, and the mean size of a document if there was any.
+    fn finish(mut self) -> (Batches, Option<usize>) {
+        self.cut();
+        (self.done, (self.documents > 0).then(|| self.bytes / self.documents))
+    }
+}
+
+/// A document's fields as a Redis hash has them: strings bare, NULL left out, everything else as JSON.
+fn hash_fields(document: &[u8]) -> Vec<(String, String)> {
+    let parsed: BTreeMap<String, &serde_json::value::RawValue> = match serde_json::from_slice(document) {
+        Ok(parsed) => parsed,
+        Err(_) => return Vec::new(),
+    };
+    parsed
+        .into_iter()
+        .filter(|(_, value)| value.get() != "null")
+        .map(|(name, value)| {
+            let text = serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned());
+            (name, text)
+        })
+        .collect()
+}
+
+/// How many documents the next batch should have.
+fn limit(runner: &Runner) -> usize {
+    let by_bytes = settings::batch_bytes().min(runner.flow.batch_bytes()) / runner.mean_bytes.max(1);
+    by_bytes.clamp(1, settings::batch_documents()).min(runner.batch_limit).max(1)
+}
+
+fn learn(runner: &mut Runner, mean: Option<usize>) {
+    if let Some(mean) = mean {
+        // Upwards at once, downwards slowly: one huge document more is worse than a small batch.
+        runner.mean_bytes = mean.max((runner.mean_bytes * 3 + mean) / 4).max(64);
+    }
+}
+
+/// Runs `read` as the sync's owner in a read-only transaction with a statement timeout: nothing else arms it here.
+fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<T, Failed> {
+    transaction(|| {
+        acting_as(owner, || {
+            // SAFETY: a flag of this transaction, reset at its end (StartTransaction); the timeout's handler is
+            // registered by InitPostgres, and transaction() disables it after an error.
+            unsafe {
+                pg_sys::XactReadOnly = true;
+                enable_timeout_after(STATEMENT_TIMEOUT, settings::read_timeout_ms());
+                let result = read();
+                disable_timeout(STATEMENT_TIMEOUT, false);
+                result
+            }
+        })
+    })
+}
+
+/// Reads the rows of pending addresses: present → written, absent → deleted.
+pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
+    let version = clock.next()?;
+    let bound = settings::batch_bytes().min(runner.flow.batch_bytes());
+    let slots = runner.pending.take(limit(runner));
+    let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
+    let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
+    let (pending, delete_instead) = (&runner.pending, &mut runner.delete_instead);
+    let read = read_as_owner(runner.sync.owner, || {
+        let mut encoder = Encoder::new(naming.sync, version, bound);
+        let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
+        let mut unknown = Vec::new();
+        let asked: Vec<&[u8]> = wanted.keys().filter(|&&address| !delete_instead.contains(address)).copied().collect();
+        let known = plans.read_keys(source, asked.into_iter(), |address, document| {
+            // A row is present at an address only if its own image is the same, byte for byte.
+            if let Some(slot) = wanted.remove(address)
+                && let Some(name) = naming.render(address)
+            {
+                encoder.put(slot, &name, document);
+            }
+        });
+        for (address, slot) in wanted {
+            match naming.render(address) {
+                Some(name) if known.is_some() => encoder.delete(slot, &name),
+                _ => unknown.push(slot),
+            }
+        }
+        (encoder.finish(), unknown)
+    });
+    match read {
+        Ok(((batches, mean), unknown)) => {
+            for &slot in &slots {
+                delete_instead.remove(runner.pending.address(slot));
+            }
+            for slot in unknown {
+                // Not an address of this source: nothing can be done for it.
+                runner.pending.acknowledge(slot);
+            }
+            learn(runner, mean);
+            Ok(batches)
+        }
+        Err(failed) => {
+            for slot in slots {
+                runner.pending.retry(slot, None);
+            }
+            Err(failed)
+        }
+    }
+}
+
+/// Reads the next blocks of a scan. Rows whose address is being delivered are left out: they are marked to be read again.
+pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
+    let version = clock.next()?;
+    let bound = settings::batch_bytes().min(runner.flow.batch_bytes());
+    let limit = limit(runner);
+    let source_oid = runner.sync.source;
+    let files = transaction(|| super::store::extent(source_oid).1)?;
+    let Some(scan) = &mut runner.scan else { return Ok(Vec::new()) };
+    if scan.files != files {
+        // The table was rewritten (VACUUM FULL, CLUSTER, a retyped column): its rows have other places now.
+        pgrx::log!("pg_fanout: the source of sync \"{}\" was rewritten, its scan begins anew", runner.sync.name);
+        super::cycle::begin_phase(runner, runner.sync.phase);
+        return Ok(Vec::new());
+    }
+    let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
+    let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
+    let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
+    let pending: &mut Pending = &mut runner.pending;
+    let mut claimed = Vec::new();
+    let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
+    let read = read_as_owner(runner.sync.owner, || {
+        let mut encoder = Encoder::new(naming.sync, version, bound);
+        let rows = plans.read_blocks(source, from, to, |address, document| {
+            // Inherited tables may hold one key twice: the second row would be a second action for one document.
+            if !seen.insert(address.to_vec()) {
+                return;
+            }
+            if let Some(name) = naming.render(address)
+                && let Some(slot) = pending.claim(address, slice)
+            {
+                claimed.push(slot);
+                encoder.put(slot, &name, document);
+            }
+        });
+        (encoder.finish(), rows)
+    });
+    match read {
+        Ok(((batches, mean), rows)) => {
+            if let Some(scan) = &mut runner.scan {
+                scan.was_read(slice, to - from, rows, claimed.len());
+            }
+            learn(runner, mean);
+            Ok(batches)
+        }
+        Err(failed) => {
+            for slot in claimed {
+                runner.pending.retry(slot, None);
+            }
+            if let Some(scan) = &mut runner.scan {
+                scan.was_not_read(slice);
+            }
+            Err(failed)
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Versions: later read, higher version, always.
+//!
+//! A hybrid clock: microseconds since 1970, but never less than one more than the last version. Versions are reserved
+//! ahead in `fanout.clock`, durably, before they are used: after a crash with the clock set back the worker still starts
+//! above everything it ever issued.
+
+use super::shared;
+use super::transaction::{Failed, flush_wal, transaction};
+use pgrx::prelude::*;
+
+/// How far ahead versions are reserved, in microseconds.
+const AHEAD: i64 = 60_000_000;
+
+/// See the module.
+pub struct Clock {
+    last: i64,
+    reserved: i64,
+}
+
+impl Clock {
+    /// Starts above everything that was reserved before.
+    pub fn start() -> Result<Self, Failed> {
+        let reserved = transaction(|| {
+            Spi::connect(|client| client.select("SELECT reserved FROM fanout.clock", None, &[])?.first().get_one::<i64>())
+                .ok()
+                .flatten()
+                .unwrap_or(0)
+        })?;
+        let mut clock = Self { last: reserved, reserved };
+        clock.reserve()?;
+        Ok(clock)
+    }
+
+    fn reserve(&mut self) -> Result<(), Failed> {
+        let until = self.last.max(shared::now()) + AHEAD;
+        transaction(|| {
+            Spi::run_with_args("UPDATE fanout.clock SET reserved = greatest(reserved, $1)", &[until.into()])
+                .unwrap_or_else(|error| error!("{error}"));
+        })?;
+        flush_wal();
+        self.reserved = until;
+        Ok(())
+    }
+
+    /// The version for what is read from now on.
+    pub fn next(&mut self) -> Result<u64, Failed> {
+        let version = (self.last + 1).max(shared::now());
+        if version > self.reserved {
+            self.last = self.last.max(self.reserved);
+            self.reserve()?;
+        }
+        self.last = (self.last + 1).max(version);
+        Ok(self.last as u64)
+    }
+
+    /// The highest version issued.
+    pub fn last(&self) -> u64 {
+        self.last as u64
+    }
+
+    /// A target holds this version, which we did not issue: all that comes is above it.
+    pub fn pass(&mut self, version: u64) {
+        self.last = self.last.max(i64::try_from(version).unwrap_or(i64::MAX - AHEAD * 2));
+    }
+}

@@ -1,0 +1,819 @@
+//! The worker's loop: reports in, journal polled, rows read, batches out; then sleep.
+
+use super::batch;
+use super::clock::Clock;
+use super::outcome;
+use super::rotation::Rotation;
+use super::runner::{HEARTBEAT, Runner};
+use super::scan::{Ids, Scan};
+use super::shared::{self, Database};
+use super::store;
+use super::transaction::{Class, Failed, flush_wal, transaction};
+use crate::catalog::acting::acting_as;
+use crate::catalog::{self, Kind, Phase, Sync};
+use crate::document::{Plans, Source};
+use crate::journal::format::{Entry, unpack};
+use crate::journal::reader::{Payloads, Reader};
+use crate::{server, settings};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use delivery::config::ServerConfig;
+use delivery::ownership::Claim;
+use delivery::sender::{Job, JobKind, Report, SenderOptions, Senders, Wake, WakeReader, wake_pair};
+use pgrx::pg_sys;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// Sender threads for a search engine, unless the server says otherwise.
+const SENDERS: usize = 2;
+/// Ids or keys of a target asked for at a time.
+const PAGE: usize = 2000;
+/// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
+const SCAN_PENDING: usize = 20_000;
+
+/// What a job was sent for.
+pub enum Task {
+    /// Documents: the slots in the batch.
+    Batch(Vec<super::pending::Slot>),
+    /// The target's control document.
+    Claim,
+    /// A sign of life.
+    Heartbeat,
+    /// The concrete index.
+    EnsureIndex,
+    /// The alias now points to the new index.
+    SwapAlias,
+    /// Nothing depends on its outcome.
+    Farewell,
+    /// A refresh that fulfils this ticket.
+    Refresh(u64),
+    /// A page of ids or keys.
+    Ids,
+}
+
+/// The senders of one server as one user.
+struct Channel {
+    server: String,
+    owner: pg_sys::Oid,
+    senders: Rc<Senders>,
+    capacity: usize,
+}
+
+/// Everything that the worker of a database holds.
+pub struct Worker {
+    pub database: &'static Database,
+    pub clock: Clock,
+    pub runners: BTreeMap<i32, Runner>,
+    pub tasks: FxHashMap<u64, (i32, Task)>,
+    pub next_tag: u64,
+    reader: Reader,
+    payloads: Payloads,
+    rotation: Rotation,
+    channels: Vec<Channel>,
+    reports: Receiver<Report>,
+    report_sender: Sender<Report>,
+    wake: Wake,
+    wake_reader: WakeReader,
+    nonce: String,
+    polled_commits: Option<u64>,
+    poll_due: Instant,
+    started: Instant,
+    busy: Instant,
+}
+
+impl Worker {
+    /// Starts: reads the catalog, reserves versions.
+    pub fn start(database: &'static Database) -> Result<Self, Failed> {
+        let (report_sender, reports) = unbounded();
+        let (wake, wake_reader) =
+            wake_pair().map_err(|error| Failed { sqlstate: "58000".into(), message: error.to_string() })?;
+        let mut worker = Self {
+            database,
+            clock: Clock::start()?,
+            runners: BTreeMap::new(),
+            tasks: FxHashMap::default(),
+            next_tag: 1,
+            reader: Reader::default(),
+            payloads: Payloads::default(),
+            rotation: Rotation::default(),
+            channels: Vec::new(),
+            reports,
+            report_sender,
+            wake,
+            wake_reader,
+            nonce: format!("{:016x}", fastrand::u64(..)),
+            polled_commits: None,
+            poll_due: Instant::now(),
+            started: Instant::now(),
+            busy: Instant::now(),
+        };
+        worker.reload()?;
+        Ok(worker)
+    }
+
+    /// True if no sync of this database can do anything: the worker is not needed.
+    pub fn is_idle_for_good(&self) -> bool {
+        !self.runners.values().any(Runner::is_active)
+    }
+
+    /// Reads the catalog anew: new syncs get a runner, gone ones lose theirs, changed ones start over where they must.
+    pub fn reload(&mut self) -> Result<(), Failed> {
+        let syncs = transaction(|| catalog::all().unwrap_or_else(|error| pgrx::error!("{error}")))?;
+        let living: Vec<i32> = syncs.iter().map(|sync| sync.id).collect();
+        self.runners.retain(|id, _| living.contains(id));
+        shared::free_sync_slots(&living);
+        for sync in syncs {
+            match self.runners.get_mut(&sync.id) {
+                Some(runner) => adapt(runner, sync),
+                None => {
+                    let Some(slot) = shared::sync_slot(sync.id, true) else {
+                        pgrx::warning!("pg_fanout: no room for the status of sync \"{}\"; it is not served", sync.name);
+                        continue;
+                    };
+                    let mut runner = Runner::new(sync, slot);
+                    let (dead, stored) =
+                        transaction(|| (store::dead_letters(runner.sync.id), store::stored(runner.sync.id)))?;
+                    runner.dead = dead.into_iter().collect();
+                    runner.stored = stored;
+                    self.runners.insert(runner.sync.id, runner);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until the process is told to end; returns when there is nothing to do for good.
+    pub fn run(&mut self) -> Result<(), Failed> {
+        loop {
+            // SAFETY: MyLatch is this process's.
+            unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+            super::process::serve_interrupts();
+            self.wake_reader.drain();
+            let mut worked = self.take_reports();
+            if super::process::catalog_changed() {
+                self.reload()?;
+                if self.is_idle_for_good() {
+                    return Ok(());
+                }
+            }
+            if super::process::sources_changed() {
+                for runner in self.runners.values_mut() {
+                    runner.source = None;
+                }
+            }
+            if super::process::servers_changed() {
+                for runner in self.runners.values_mut() {
+                    runner.senders = None;
+                }
+                self.channels.clear();
+            }
+            worked |= self.poll();
+            let ids: Vec<i32> = self.runners.keys().copied().collect();
+            for id in ids {
+                worked |= self.tend(id);
+            }
+            if worked {
+                self.busy = Instant::now();
+                continue;
+            }
+            for runner in self.runners.values_mut() {
+                runner.publish();
+            }
+            if self.may_leave() {
+                return Ok(());
+            }
+            self.sleep();
+        }
+    }
+
+    /// Databases take turns when there are more of them than slots: an idle worker gives way.
+    fn may_leave(&self) -> bool {
+        self.started.elapsed() > Duration::from_secs(5)
+            && self.busy.elapsed() > Duration::from_secs(1)
+            && shared::databases().any(|database| database.state() == shared::WorkerState::WaitingForSlot)
+            && self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none())
+    }
+
+    fn sleep(&mut self) {
+        let now = Instant::now();
+        let mut until = now + Duration::from_millis(settings::heartbeat_ms() as u64);
+        for runner in self.runners.values_mut() {
+            let delayed = runner.pending.wake_delayed(now);
+            let blocked = if runner.is_active() { runner.not_before } else { None };
+            for at in [delayed, blocked].into_iter().flatten() {
+                until = until.min(at);
+            }
+        }
+        let timeout = until.saturating_duration_since(now).as_millis() as i64 + 1;
+        self.database.set_sleeping(true);
+        // A commit between the last poll and this point has seen "not sleeping" and set no latch.
+        if self.polled_commits == Some(self.database.commits()) {
+            let events = pg_sys::WL_LATCH_SET
+                | pg_sys::WL_TIMEOUT
+                | pg_sys::WL_SOCKET_READABLE
+                | pg_sys::WL_EXIT_ON_PM_DEATH;
+            // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
+            unsafe {
+                pg_sys::pgstat_report_stat(true);
+                pg_sys::WaitLatchOrSocket(
+                    pg_sys::MyLatch,
+                    events as i32,
+                    self.wake_reader.fd(),
+                    timeout,
+                    pg_sys::PG_WAIT_EXTENSION,
+                );
+            }
+        }
+        self.database.set_sleeping(false);
+        if Instant::now() >= until {
+            // The heartbeat: COMMIT PREPARED wakes nobody.
+            self.polled_commits = None;
+        }
+    }
+
+    /// Reads the journal if somebody committed, or if it is time.
+    fn poll(&mut self) -> bool {
+        let commits = self.database.commits();
+        if self.polled_commits == Some(commits) && Instant::now() < self.poll_due {
+            return false;
+        }
+        let wanted: Vec<(i32, u64)> = self
+            .runners
+            .iter()
+            .map(|(&id, runner)| (id, runner.slot.wanted()))
+            .filter(|(id, wanted)| *wanted > self.runners[id].wait_seen)
+            .collect();
+        for runner in self.runners.values_mut() {
+            runner.end_epoch();
+        }
+        self.payloads.clear();
+        let (reader, payloads, database) = (&mut self.reader, &mut self.payloads, self.database);
+        let extents = match transaction(|| reader.poll(database, payloads)) {
+            Ok(Some(extents)) => extents,
+            Ok(None) => {
+                self.poll_due = Instant::now() + Duration::from_millis(10);
+                return false;
+            }
+            Err(failed) => {
+                // Positions may have moved without their payloads: read everything again.
+                pgrx::warning!("pg_fanout: cannot read the journal: {failed}");
+                self.reader = Reader::default();
+                self.poll_due = Instant::now() + Duration::from_secs(1);
+                return false;
+            }
+        };
+        self.polled_commits = Some(commits);
+        self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
+        let found = !self.payloads.is_empty();
+        self.mark_payloads();
+        for (id, ticket) in wanted {
+            if let Some(runner) = self.runners.get_mut(&id) {
+                let epoch = runner.pending.next_epoch(shared::now());
+                runner.waits.push_back((ticket, epoch));
+                runner.wait_seen = ticket;
+            }
+        }
+        let quiet = self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none());
+        let mut late = Payloads::default();
+        self.rotation.turn(&mut self.reader, self.database, &extents, &mut self.runners, quiet, &mut late);
+        if !late.is_empty() {
+            self.payloads = late;
+            self.mark_payloads();
+        }
+        found
+    }
+
+    fn mark_payloads(&mut self) {
+        let payloads = std::mem::take(&mut self.payloads);
+        let unknown = |worker: &Self, id: i32| !worker.runners.contains_key(&id);
+        let mut missing = false;
+        for payload in payloads.iter() {
+            let _ = unpack(payload, |entry| {
+                let (Entry::Address { sync, .. } | Entry::Reconcile { sync }) = entry;
+                missing |= unknown(self, sync);
+            });
+        }
+        // A sync whose first changes were committed with it: its row is visible by now.
+        if missing && let Err(failed) = self.reload() {
+            pgrx::warning!("pg_fanout: cannot read the catalog of syncs: {failed}");
+        }
+        let mut reconcile = Vec::new();
+        for payload in payloads.iter() {
+            let read = unpack(payload, |entry| match entry {
+                Entry::Reconcile { sync } => reconcile.push(sync),
+                Entry::Address { sync, layout, address } => {
+                    if let Some(runner) = self.runners.get_mut(&sync) {
+                        match &runner.source {
+                            Some((source, _)) if source.layout != layout => reconcile.push(sync),
+                            _ => runner.pending.mark(address),
+                        }
+                    }
+                }
+            });
+            if read.is_err() {
+                pgrx::warning!(
+                    "pg_fanout: the journal holds a payload that this version cannot read; all syncs are reconciled"
+                );
+                reconcile.extend(self.runners.keys());
+            }
+        }
+        self.payloads = payloads;
+        reconcile.sort_unstable();
+        reconcile.dedup();
+        for sync in reconcile {
+            if let Some(runner) = self.runners.get_mut(&sync)
+                && runner.sync.phase != Phase::Create
+            {
+                begin_phase(runner, Phase::Reconcile);
+            }
+        }
+        self.bound_backlogs();
+    }
+
+    /// Moves what is too much for memory to the table, and drops what is too much for that.
+    fn bound_backlogs(&mut self) {
+        let (in_memory, in_all) = (settings::pending_keys(), settings::backlog_keys() as i64);
+        for runner in self.runners.values_mut() {
+            if runner.pending.len() > in_memory {
+                spill(runner);
+            }
+            let backlog = runner.stored + runner.pending.len() as i64;
+            if backlog > in_all && runner.sync.phase != Phase::Create {
+                pgrx::warning!(
+                    "pg_fanout: sync \"{}\" has more than {in_all} unacknowledged keys (fanout.backlog_keys); \
+                     they are dropped, and it will be reconciled",
+                    runner.sync.name
+                );
+                begin_phase(runner, Phase::Reconcile);
+            } else if backlog > in_all / 5 * 4 {
+                if !runner.alarmed {
+                    runner.alarmed = true;
+                    pgrx::warning!(
+                        "pg_fanout: sync \"{}\" has {backlog} unacknowledged keys; \
+                         past {in_all} (fanout.backlog_keys) they are dropped, and it must be reconciled",
+                        runner.sync.name
+                    );
+                }
+            } else if backlog < in_all / 2 {
+                runner.alarmed = false;
+            }
+        }
+    }
+
+    /// Does the next thing for one sync. True if it did something.
+    fn tend(&mut self, id: i32) -> bool {
+        let now = Instant::now();
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        runner.pending.wake_delayed(now);
+        if !runner.may_try(now) {
+            return false;
+        }
+        if runner.senders.is_none() && !self.connect(id) {
+            return false;
+        }
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        if runner.source.is_none() && !resolve(runner) {
+            return false;
+        }
+        let worked = super::target::tend(self, id);
+        let Some(runner) = self.runners.get_mut(&id) else { return worked };
+        if !matches!(runner.target, super::runner::Target::Ready) {
+            return worked;
+        }
+        let worked = self.deliver(id) | worked;
+        worked | self.fulfil(id)
+    }
+
+    /// Gives a sync its senders: one set a server and owner.
+    fn connect(&mut self, id: i32) -> bool {
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        let (name, owner) = (runner.sync.server.clone(), runner.sync.owner);
+        let known = self.channels.iter().find(|channel| channel.server == name && channel.owner == owner);
+        if let Some(channel) = known {
+            runner.senders = Some(Rc::clone(&channel.senders));
+            runner.capacity = channel.capacity;
+            return true;
+        }
+        let read = transaction(|| {
+            let threads = server::senders(&name).ok().flatten();
+            (server::config(&name, owner).map_err(|failure| failure.message().to_owned()), threads)
+        });
+        let (config, threads) = match read {
+            Ok((Ok(config), threads)) => (config, threads),
+            Ok((Err(why), _)) => {
+                runner.block(&why);
+                return false;
+            }
+            Err(failed) => {
+                runner.block(&failed.message);
+                return false;
+            }
+        };
+        let threads = if matches!(config, ServerConfig::Redis(_)) { 1 } else { threads.unwrap_or(SENDERS) };
+        let options = SenderOptions { threads, queue: threads };
+        match Senders::start(config, options, self.report_sender.clone(), self.wake.clone()) {
+            Ok(senders) => {
+                let senders = Rc::new(senders);
+                runner.senders = Some(Rc::clone(&senders));
+                runner.capacity = threads * 2;
+                self.channels.push(Channel { server: name, owner, senders, capacity: threads * 2 });
+                true
+            }
+            Err(error) => {
+                runner.back_off(&format!("cannot start sender threads: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Hands a job to the sync's senders. False if their queue is full.
+    pub fn send(&mut self, id: i32, task: Task, kind: JobKind) -> Result<(), Task> {
+        let Some(senders) = self.runners.get(&id).and_then(|runner| runner.senders.clone()) else { return Err(task) };
+        let tag = self.next_tag;
+        match senders.try_send(Job { tag, kind }) {
+            Ok(()) => {
+                self.next_tag += 1;
+                self.tasks.insert(tag, (id, task));
+                Ok(())
+            }
+            Err(_) => Err(task),
+        }
+    }
+
+    /// A claim for the target of a sync.
+    pub fn claim(&self, runner: &Runner) -> Claim {
+        Claim {
+            target: runner.sync.target.clone(),
+            identity: catalog::identity(),
+            nonce: self.nonce.clone(),
+            by: format!("pg_fanout, database {}", super::process::database_name()),
+            heartbeat_every: HEARTBEAT,
+            stale_after: settings::owner_stale(),
+            force: runner.sync.adopt,
+            sighting: runner.sighting.clone(),
+        }
+    }
+
+    /// Reads rows and sends them: changes first, then the scan.
+    fn deliver(&mut self, id: i32) -> bool {
+        let mut worked = false;
+        loop {
+            let Some(runner) = self.runners.get_mut(&id) else { return worked };
+            let Some(senders) = runner.senders.clone() else { return worked };
+            let allowed = if runner.failing { 1 } else { runner.flow.concurrency() };
+            if runner.batches >= allowed || senders.in_flight() >= runner.capacity {
+                return worked;
+            }
+            if !runner.pending.has_queued() && runner.stored > 0 {
+                refill(runner);
+            }
+            let from_scan = if runner.pending.has_queued() {
+                false
+            } else if runner.scan.is_some() && runner.pending.len() < SCAN_PENDING {
+                true
+            } else {
+                return worked;
+            };
+            if from_scan && !self.scan_may_read(id) {
+                return worked;
+            }
+            let Some(runner) = self.runners.get_mut(&id) else { return worked };
+            let built = if from_scan {
+                batch::from_scan(runner, &mut self.clock)
+            } else {
+                batch::from_pending(runner, &mut self.clock)
+            };
+            match built {
+                Ok(batches) => {
+                    if batches.is_empty() {
+                        // Blocks without rows, or rows that are all on their way already.
+                        worked = true;
+                        if from_scan {
+                            continue;
+                        }
+                        return worked;
+                    }
+                    flush_wal();
+                    for (kind, slots) in batches {
+                        if let Some(runner) = self.runners.get_mut(&id) {
+                            runner.batches += 1;
+                        }
+                        if let Err(Task::Batch(slots)) = self.send(id, Task::Batch(slots), kind)
+                            && let Some(runner) = self.runners.get_mut(&id)
+                        {
+                            // The queue is full after all: the rows are read again when there is room.
+                            runner.batches -= 1;
+                            for slot in slots {
+                                runner.pending.retry(slot, None);
+                            }
+                        }
+                    }
+                    worked = true;
+                }
+                Err(failed) => {
+                    self.reading_failed(id, &failed);
+                    return worked;
+                }
+            }
+        }
+    }
+
+    /// Rows could not be read: by class (DESIGN, decision 10).
+    fn reading_failed(&mut self, id: i32, failed: &Failed) {
+        let Some(runner) = self.runners.get_mut(&id) else { return };
+        match failed.class() {
+            Class::Blocked => {
+                runner.source = None;
+                runner.block(&format!("the source cannot be read: {failed}"));
+            }
+            Class::Transient => runner.back_off(&format!("the source cannot be read now: {failed}")),
+            Class::Data => {
+                if runner.batch_limit > 1 {
+                    let limit = runner.batch_limit.min(settings::batch_documents());
+                    runner.batch_limit = (limit / 2).max(1);
+                    runner.slot.set_error(&format!("a row cannot be read: {failed}"));
+                } else {
+                    outcome::unreadable(self, id, failed);
+                }
+            }
+        }
+    }
+
+    /// The scan goes on when the target's ids are enumerated.
+    fn scan_may_read(&mut self, id: i32) -> bool {
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        let Some(scan) = &mut runner.scan else { return false };
+        match &scan.ids {
+            Ids::Done => {
+                if scan.is_done() {
+                    self.finish_scan(id);
+                    return false;
+                }
+                scan.has_more()
+            }
+            Ids::Asked => false,
+            Ids::Next(cursor) => {
+                let kind = match runner.sync.kind {
+                    Kind::Index => JobKind::ScanIds {
+                        index: runner.sync.concrete_index(),
+                        cursor: cursor.clone(),
+                        size: PAGE,
+                    },
+                    Kind::Cache => JobKind::ScanKeys {
+                        glob: runner.template.as_ref().map(|template| template.glob()).unwrap_or_default(),
+                        cursor: cursor.as_ref().and_then(|cursor| cursor.parse().ok()),
+                        count: PAGE,
+                    },
+                };
+                if self.send(id, Task::Ids, kind).is_ok()
+                    && let Some(scan) = self.runners.get_mut(&id).and_then(|runner| runner.scan.as_mut())
+                {
+                    scan.ids = Ids::Asked;
+                }
+                false
+            }
+        }
+    }
+
+    fn finish_scan(&mut self, id: i32) {
+        let Some(runner) = self.runners.get_mut(&id) else { return };
+        let rows = runner.scan.as_ref().map_or(0, |scan| scan.rows);
+        let sync = runner.sync.id;
+        match transaction(|| store::set_phase(sync, Phase::Live, rows, Some(rows))) {
+            Ok(()) => {
+                pgrx::log!("pg_fanout: sync \"{}\" is live: {rows} rows delivered", runner.sync.name);
+                runner.scan = None;
+                runner.sync.phase = Phase::Live;
+                runner.sync.position = None;
+                runner.sync.rows_done = rows;
+                runner.sync.rows_total = Some(rows);
+                runner.publish();
+                if runner.sync.generation > 1 && runner.sync.kind == Kind::Index {
+                    // A resync: the alias moves now that the new index has all rows.
+                    runner.target = super::runner::Target::Claimed;
+                }
+            }
+            Err(failed) => runner.back_off(&failed.to_string()),
+        }
+    }
+
+    /// Fulfils tickets of fanout.wait(): all delivered, and for an index refreshed. Also finishes and saves scans.
+    fn fulfil(&mut self, id: i32) -> bool {
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        if let Some(scan) = &runner.scan {
+            if scan.is_done() {
+                self.finish_scan(id);
+                return true;
+            }
+            save_position(runner);
+        }
+        let Some(runner) = self.runners.get_mut(&id) else { return false };
+        let mut ticket = None;
+        while let Some(&(front, epoch)) = runner.waits.front()
+            && runner.is_done(epoch)
+        {
+            ticket = Some(front);
+            if runner.sync.kind == Kind::Index && runner.refreshing {
+                return false;
+            }
+            runner.waits.pop_front();
+        }
+        let Some(ticket) = ticket else { return false };
+        if runner.sync.kind == Kind::Cache {
+            runner.publish();
+            runner.slot.set_done(ticket);
+            self.database.wake_waiters();
+            return true;
+        }
+        runner.refreshing = true;
+        let index = runner.sync.concrete_index();
+        if self.send(id, Task::Refresh(ticket), JobKind::Refresh { index }).is_err()
+            && let Some(runner) = self.runners.get_mut(&id)
+        {
+            runner.refreshing = false;
+            let epoch = runner.pending.next_epoch(shared::now());
+            runner.waits.push_front((ticket, epoch));
+            return false;
+        }
+        true
+    }
+
+    /// Takes what the senders report.
+    fn take_reports(&mut self) -> bool {
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let any = !reports.is_empty();
+        for report in reports {
+            outcome::take(self, report);
+        }
+        any
+    }
+}
+
+/// Puts a runner into a phase that begins from the start, durably.
+pub fn begin_phase(runner: &mut Runner, phase: Phase) {
+    let sync = runner.sync.id;
+    let done = transaction(|| {
+        store::drop_stored(sync);
+        store::set_phase(sync, phase, 0, None);
+    });
+    if let Err(failed) = done {
+        runner.back_off(&format!("cannot note that the sync must be reconciled: {failed}"));
+        return;
+    }
+    runner.pending.spill();
+    runner.stored = 0;
+    runner.stored_after.clear();
+    runner.alarmed = false;
+    runner.sync.phase = phase;
+    runner.sync.position = None;
+    runner.sync.adopt = false;
+    runner.sync.rows_done = 0;
+    runner.sync.rows_total = None;
+    runner.scan = None;
+    runner.saved_position = None;
+    begin_scan(runner);
+}
+
+/// Begins, or goes on with, the scan that the sync's phase asks for.
+pub fn begin_scan(runner: &mut Runner) {
+    if runner.scan.is_some() || !matches!(runner.sync.phase, Phase::Backfill | Phase::Reconcile) {
+        return;
+    }
+    let source = runner.sync.source;
+    match transaction(|| store::extent(source)) {
+        Ok((blocks, files, rows)) => {
+            let mut scan = Scan::new(files, blocks, rows, runner.sync.phase == Phase::Reconcile);
+            if let Some(position) = &runner.sync.position {
+                scan.resume(position, runner.sync.rows_done);
+            }
+            runner.scan = Some(scan);
+        }
+        Err(failed) => runner.back_off(&failed.to_string()),
+    }
+}
+
+/// Saves how far a scan is, now and then.
+fn save_position(runner: &mut Runner) {
+    let Some(scan) = &runner.scan else { return };
+    if runner.saved_at.elapsed() < Duration::from_secs(2) {
+        return;
+    }
+    let position = scan.position();
+    if position != runner.saved_position
+        && let Some(bytes) = &position
+    {
+        let (sync, rows, total) = (runner.sync.id, scan.rows, scan.rows_total);
+        if transaction(|| store::set_position(sync, bytes, rows, total)).is_ok() {
+            runner.saved_position = position;
+        }
+    }
+    runner.saved_at = Instant::now();
+}
+
+/// Takes over what changed in the catalog.
+fn adapt(runner: &mut Runner, sync: Sync) {
+    let old = &runner.sync;
+    let restart = sync.generation != old.generation
+        || sync.server != old.server
+        || sync.target != old.target
+        || sync.owner != old.owner
+        || sync.identity != old.identity
+        || sync.adopt != old.adopt
+        || sync.source != old.source
+        || sync.address_columns != old.address_columns
+        || sync.options != old.options;
+    let phase = sync.phase != old.phase || (sync.position.is_none() && old.phase == Phase::Live && sync.phase != Phase::Live);
+    if sync.paused != old.paused || sync.identity != old.identity {
+        runner.not_before = None;
+    }
+    if restart {
+        runner.senders = None;
+        runner.source = None;
+        runner.target = super::runner::Target::Unknown;
+        runner.not_before = None;
+        runner.blocked = false;
+    }
+    if phase || sync.generation != runner.sync.generation {
+        runner.scan = None;
+        runner.saved_position = None;
+    }
+    runner.sync = sync;
+    if phase {
+        begin_scan(runner);
+    }
+    runner.publish();
+}
+
+/// Resolves the source of a sync and prepares its statements, as its owner.
+fn resolve(runner: &mut Runner) -> bool {
+    let sync = runner.sync.clone();
+    let resolved = transaction(|| {
+        Source::resolve(&sync).map(|source| {
+            let plans = acting_as(sync.owner, || Plans::prepare(&source));
+            (source, plans)
+        })
+    });
+    match resolved {
+        Ok(Ok((source, plans))) => {
+            runner.source = Some((source, Some(plans)));
+            true
+        }
+        Ok(Err(unreadable)) => {
+            runner.block(&unreadable.to_string());
+            false
+        }
+        Err(failed) => {
+            match failed.class() {
+                Class::Transient => runner.back_off(&format!("the source cannot be read now: {failed}")),
+                _ => runner.block(&format!("the source cannot be read: {failed}")),
+            }
+            false
+        }
+    }
+}
+
+/// Moves all that is not on its way from memory to the table.
+pub fn spill(runner: &mut Runner) -> bool {
+    let sync = runner.sync.id;
+    let addresses: Vec<&[u8]> = runner.pending.unstored().collect();
+    if let Err(failed) = transaction(|| store::store(sync, &addresses)) {
+        pgrx::warning!("pg_fanout: cannot store the backlog of sync \"{}\": {failed}", runner.sync.name);
+        return false;
+    }
+    flush_wal();
+    runner.pending.spill();
+    runner.stored_after.clear();
+    match transaction(|| store::stored(sync)) {
+        Ok(stored) => runner.stored = stored,
+        Err(_) => runner.stored += 1,
+    }
+    true
+}
+
+/// Brings stored addresses back into memory.
+fn refill(runner: &mut Runner) {
+    let (sync, after) = (runner.sync.id, runner.stored_after.clone());
+    let limit = (settings::pending_keys() / 2).min(50_000) as i64;
+    match transaction(|| (store::stored_after(sync, &after, limit), store::stored(sync))) {
+        Ok((addresses, stored)) => {
+            runner.stored = stored;
+            match addresses.last() {
+                Some(last) => runner.stored_after = last.clone(),
+                // The end: what is left is on its way, or was stored behind us.
+                None if runner.pending.is_empty() => runner.stored_after.clear(),
+                None => {}
+            }
+            for address in addresses {
+                runner.pending.mark_stored(&address);
+            }
+        }
+        Err(failed) => runner.back_off(&failed.to_string()),
+    }
+}
+
+/// Counts a delivery.
+pub fn delivered(runner: &Runner, documents: usize) {
+    runner.slot.delivered.fetch_add(documents as u64, Relaxed);
+}

@@ -1,0 +1,353 @@
+//! What came of jobs: acknowledgements, retries, dead letters.
+
+use super::cycle::{Task, Worker, begin_phase, begin_scan};
+use super::pending::Slot;
+use super::runner::{Runner, Target, shared_add};
+use super::scan::Ids;
+use super::store::{self, DeadLetter};
+use super::transaction::{Failed, transaction};
+use crate::catalog::Phase;
+use delivery::bulk::BulkOutcome;
+use delivery::error::RetryClass;
+use delivery::keyspace::RedisOutcome;
+use delivery::sender::{JobResult, Report};
+use std::time::{Duration, Instant};
+
+/// How long a document waits that its target asked patience for: between these, growing with the attempts.
+const ITEM_RETRY: (u64, u64) = (50, 10_000);
+
+/// What one document's outcome means, whichever the target.
+enum Verdict {
+    Done,
+    Retry { status: Option<u16>, reason: String },
+    Rejected { status: Option<u16>, reason: String },
+    Conflict { current: Option<u64> },
+    IndexMissing,
+}
+
+impl From<BulkOutcome> for Verdict {
+    fn from(outcome: BulkOutcome) -> Self {
+        match outcome {
+            BulkOutcome::Done => Self::Done,
+            BulkOutcome::VersionConflict { current } => Self::Conflict { current },
+            BulkOutcome::Rejected { status, reason } => Self::Rejected { status: Some(status), reason },
+            BulkOutcome::Retry { status, reason } => Self::Retry { status: Some(status), reason },
+            BulkOutcome::IndexMissing => Self::IndexMissing,
+        }
+    }
+}
+
+impl From<RedisOutcome> for Verdict {
+    fn from(outcome: RedisOutcome) -> Self {
+        match outcome {
+            RedisOutcome::Done => Self::Done,
+            RedisOutcome::Retry { reason } => Self::Retry { status: None, reason },
+            RedisOutcome::Rejected { reason } => Self::Rejected { status: None, reason },
+        }
+    }
+}
+
+/// Takes one report.
+pub fn take(worker: &mut Worker, report: Report) {
+    let Some((id, task)) = worker.tasks.remove(&report.tag) else { return };
+    if !worker.runners.contains_key(&id) {
+        return;
+    }
+    match task {
+        Task::Batch(slots) => {
+            if let Some(runner) = worker.runners.get_mut(&id) {
+                runner.batches = runner.batches.saturating_sub(1);
+            }
+            match report.result {
+                Ok(JobResult::Bulk(outcomes)) => {
+                    settle(worker, id, slots.len(), report.bytes, outcomes.into_iter().map(|(s, o)| (s, o.into())));
+                }
+                Ok(JobResult::Redis(outcomes)) => {
+                    settle(worker, id, slots.len(), report.bytes, outcomes.into_iter().map(|(s, o)| (s, o.into())));
+                }
+                Ok(_) => {
+                    if let Some(runner) = worker.runners.get_mut(&id) {
+                        runner.retry_all(&slots);
+                    }
+                }
+                Err(error) => batch_failed(worker, id, &slots, report.bytes, &error),
+            }
+        }
+        Task::Ids => match report.result {
+            Ok(JobResult::Ids(page)) => names(worker, id, &page.ids, page.cursor),
+            Ok(JobResult::Keys(page)) => {
+                names(worker, id, &page.keys, page.cursor.map(|cursor| cursor.to_string()));
+            }
+            other => {
+                if let Some(runner) = worker.runners.get_mut(&id) {
+                    if let Some(scan) = &mut runner.scan {
+                        // The cursor may be gone with the connection: from the start.
+                        scan.ids = Ids::Next(None);
+                    }
+                    if let Err(error) = other {
+                        fail(runner, &error);
+                    }
+                }
+            }
+        },
+        Task::Refresh(ticket) => {
+            let database = worker.database;
+            if let Some(runner) = worker.runners.get_mut(&id) {
+                runner.refreshing = false;
+                match report.result {
+                    Ok(_) => {
+                        runner.publish();
+                        runner.slot.set_done(ticket);
+                        database.wake_waiters();
+                    }
+                    Err(error) => {
+                        let epoch = runner.pending.next_epoch(super::shared::now());
+                        runner.waits.push_front((ticket, epoch));
+                        fail(runner, &error);
+                    }
+                }
+            }
+        }
+        Task::Farewell => {}
+        task => super::target::answered(worker, id, &task, report.result),
+    }
+}
+
+/// A job failed as a whole: what that means for the sync.
+pub fn fail(runner: &mut Runner, error: &delivery::Error) {
+    match error.retry_class() {
+        RetryClass::Blocked | RetryClass::Permanent => runner.block(&error.to_string()),
+        RetryClass::Transient | RetryClass::Split => runner.back_off(&error.to_string()),
+    }
+}
+
+fn batch_failed(worker: &mut Worker, id: i32, slots: &[Slot], bytes: usize, error: &delivery::Error) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    match error.retry_class() {
+        RetryClass::Transient => {
+            runner.flow.on_overloaded();
+            runner.retry_all(slots);
+            runner.back_off(&error.to_string());
+        }
+        RetryClass::Blocked => {
+            runner.retry_all(slots);
+            runner.block(&error.to_string());
+        }
+        class @ (RetryClass::Split | RetryClass::Permanent) => {
+            if let [slot] = slots {
+                reject(worker, id, vec![(*slot, error.status(), error.to_string())]);
+                return;
+            }
+            if class == RetryClass::Split {
+                runner.flow.on_too_large(bytes);
+            }
+            runner.batch_limit = (slots.len() / 2).max(1);
+            runner.slot.set_error(&error.to_string());
+            runner.retry_all(slots);
+        }
+    }
+}
+
+fn settle(
+    worker: &mut Worker,
+    id: i32,
+    documents: usize,
+    bytes: usize,
+    outcomes: impl Iterator<Item = (Slot, Verdict)>,
+) {
+    let last_version = worker.clock.last();
+    let mut done = Vec::with_capacity(documents);
+    let mut rejected = Vec::new();
+    let (mut overloaded, mut denied, mut missing, mut passed) = (None, None, false, None);
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let now = Instant::now();
+    for (slot, verdict) in outcomes {
+        match verdict {
+            Verdict::Done => done.push(slot),
+            // Success only if we issued the version that the target holds: it is of a later reading then.
+            Verdict::Conflict { current: Some(current) } if current <= last_version => done.push(slot),
+            Verdict::Conflict { current } => {
+                passed = passed.max(current);
+                runner.pending.retry(slot, None);
+                shared_add(&runner.slot.retried, 1);
+            }
+            Verdict::Retry { status, reason } => {
+                let attempts = runner.pending.retry(slot, Some(now + Duration::from_millis(ITEM_RETRY.0)));
+                let delay = (ITEM_RETRY.0 << attempts.min(10)).min(ITEM_RETRY.1);
+                overloaded = Some((format!("{}: {reason}", status.unwrap_or(0)), delay));
+                if matches!(status, Some(401 | 403)) {
+                    denied = Some(reason);
+                }
+                shared_add(&runner.slot.retried, 1);
+            }
+            Verdict::Rejected { status, reason } => rejected.push((slot, status, reason)),
+            Verdict::IndexMissing => {
+                missing = true;
+                runner.pending.retry(slot, None);
+            }
+        }
+    }
+    let clean = overloaded.is_none() && !missing;
+    acknowledge(runner, &done);
+    super::cycle::delivered(runner, done.len());
+    if let Some(version) = passed {
+        pgrx::log!(
+            "pg_fanout: the target of sync \"{}\" holds version {version}, which is above ours; the clock moves past it",
+            runner.sync.name
+        );
+        worker.clock.pass(version);
+    }
+    if missing {
+        runner.target = Target::Claimed;
+        runner.slot.set_error("the index is gone; it is made and filled again");
+    }
+    if let Some(reason) = denied {
+        runner.block(&reason);
+    } else if let Some((reason, _)) = overloaded {
+        runner.flow.on_overloaded();
+        runner.slot.set_error(&reason);
+        if done.is_empty() {
+            runner.back_off(&reason);
+        }
+    } else if clean {
+        runner.succeed();
+        runner.flow.on_success(bytes);
+        if runner.batch_limit != usize::MAX {
+            runner.batch_limit = if runner.batch_limit > 100_000 { usize::MAX } else { runner.batch_limit * 2 };
+        }
+    }
+    if !rejected.is_empty() {
+        reject(worker, id, rejected);
+    }
+}
+
+/// Acknowledges deliveries, and forgets what the tables hold of them.
+fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
+    let mut cured = Vec::new();
+    if !runner.dead.is_empty() {
+        for &slot in slots {
+            let address = runner.pending.address(slot);
+            if runner.dead.contains(address) {
+                cured.push(address.to_vec());
+            }
+        }
+    }
+    let mut unstored = Vec::new();
+    for &slot in slots {
+        let acknowledged = runner.pending.acknowledge(slot);
+        if let Some(address) = acknowledged.stored {
+            unstored.push(address.into_vec());
+        }
+        if let (Some(slice), Some(scan)) = (acknowledged.slice, &mut runner.scan) {
+            scan.acknowledged(slice);
+        }
+    }
+    let sync = runner.sync.id;
+    if !cured.is_empty() && transaction(|| store::remove_dead_letters(sync, &cured)).is_ok() {
+        for address in &cured {
+            runner.dead.remove(address);
+        }
+    }
+    if !unstored.is_empty() && transaction(|| store::unstore(sync, &unstored)).is_ok() {
+        runner.stored -= unstored.len() as i64;
+    }
+}
+
+/// Documents refused for good: noted as dead letters first, acknowledged then.
+fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String)>) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let sync = runner.sync.id;
+    let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
+    let noted = transaction(|| {
+        let letters: Vec<DeadLetter> = rejected
+            .iter()
+            .zip(&addresses)
+            .map(|((_, status, reason), address)| DeadLetter {
+                sync,
+                address: address.clone(),
+                id: runner.render(address).unwrap_or_default(),
+                status: status.map(i32::from),
+                reason: reason.clone(),
+            })
+            .collect();
+        store::add_dead_letters(&letters);
+    });
+    match noted {
+        Ok(()) => {
+            let delete = runner.sync.options["on_reject"] == "delete";
+            if let Some((_, _, reason)) = rejected.first() {
+                pgrx::warning!(
+                    "pg_fanout: sync \"{}\": the target refused {} document(s) for good, see fanout.dead_letters",
+                    runner.sync.name,
+                    rejected.len()
+                );
+                runner.slot.set_error(reason);
+            }
+            runner.dead.extend(addresses.iter().cloned());
+            let mut slots = Vec::new();
+            for ((slot, ..), address) in rejected.iter().zip(&addresses) {
+                if delete && runner.delete_instead.insert(address.clone()) {
+                    // The old document must not stay searchable: it is deleted in place of the new one.
+                    runner.pending.retry(*slot, None);
+                } else {
+                    slots.push(*slot);
+                }
+            }
+            let dead = std::mem::take(&mut runner.dead);
+            acknowledge(runner, &slots);
+            runner.dead = dead;
+            let letters = runner.dead.len();
+            runner.slot.dead_letters.store(letters as u64, std::sync::atomic::Ordering::Relaxed);
+        }
+        Err(failed) => {
+            for (slot, ..) in rejected {
+                runner.pending.retry(slot, Some(Instant::now() + Duration::from_secs(1)));
+            }
+            runner.back_off(&format!("cannot note dead letters: {failed}"));
+        }
+    }
+}
+
+/// One row cannot be read for its data: a dead letter of its own.
+pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let slots = runner.pending.take(1);
+    if slots.is_empty() {
+        runner.block(&format!("the source cannot be read: {failed}"));
+        return;
+    }
+    let reason = format!("the row cannot be read: {failed}");
+    reject(worker, id, slots.into_iter().map(|slot| (slot, None, reason.clone())).collect());
+    if let Some(runner) = worker.runners.get_mut(&id) {
+        runner.batch_limit = 2;
+    }
+}
+
+/// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
+fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let parsed = transaction(|| names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>()).or_else(|_| {
+        // One of them is no text of the key's type: one by one.
+        Ok::<_, Failed>(names.iter().map(|name| transaction(|| runner.parse(name)).ok().flatten()).collect())
+    });
+    let mut foreign = 0;
+    for address in parsed.unwrap_or_default() {
+        match address {
+            Some(address) => runner.pending.mark(&address),
+            None => foreign += 1,
+        }
+    }
+    if foreign > 0 {
+        pgrx::log!("pg_fanout: the target of sync \"{}\" holds {foreign} entries that are none of ours", runner.sync.name);
+    }
+    if let Some(scan) = &mut runner.scan {
+        scan.ids = if cursor.is_some() { Ids::Next(cursor) } else { Ids::Done };
+    }
+    runner.succeed();
+}
+
+/// The index was made by us just now: it is empty, so everything has to go there.
+pub fn filled_anew(runner: &mut Runner) {
+    begin_phase(runner, Phase::Backfill);
+    begin_scan(runner);
+}

@@ -1,0 +1,235 @@
+//! The process of a worker: start, signals, settings, end.
+
+use super::cycle::Worker;
+use super::shared::{self, Database, WorkerState};
+use super::signals;
+use super::transaction::transaction;
+use crate::catalog;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+/// Settings that change what rows look like, or what our statements do to others; `ALTER DATABASE … SET` must not reach them.
+const PINNED: &[(&CStr, &CStr)] = &[
+    (c"application_name", c"pg_fanout worker"),
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_read_only", c"off"),
+    (c"default_transaction_deferrable", c"off"),
+    (c"DateStyle", c"ISO, YMD"),
+    (c"IntervalStyle", c"postgres"),
+    (c"TimeZone", c"UTC"),
+    (c"bytea_output", c"hex"),
+    (c"xmlbinary", c"base64"),
+    (c"extra_float_digits", c"1"),
+    (c"lc_monetary", c"C"),
+    (c"quote_all_identifiers", c"off"),
+    (c"row_security", c"off"),
+    (c"session_replication_role", c"origin"),
+    (c"synchronous_commit", c"local"),
+    (c"statement_timeout", c"0"),
+    (c"idle_in_transaction_session_timeout", c"0"),
+    // Below deadlock_timeout: where we and a migration wait for each other, we are the one to give way.
+    (c"lock_timeout", c"500ms"),
+    (c"jit", c"off"),
+    (c"max_parallel_workers_per_gather", c"0"),
+    // A key list has another length each time; planning for its elements would cost more than the reading.
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"enable_hashjoin", c"off"),
+    (c"enable_mergejoin", c"off"),
+];
+
+thread_local! {
+    static CATALOG_CHANGED: Cell<bool> = const { Cell::new(false) };
+    static SOURCES_CHANGED: Cell<bool> = const { Cell::new(false) };
+    static SERVERS_CHANGED: Cell<bool> = const { Cell::new(false) };
+    static CATALOG: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+    static SEGMENTS: Cell<bool> = const { Cell::new(false) };
+    static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
+    /// What the slot says when the process has ended: wanted again, unless it left of its own accord.
+    static AFTER: Cell<WorkerState> = const { Cell::new(WorkerState::Wanted) };
+}
+
+/// Called for each relcache invalidation, in every process.
+pub fn on_relcache(relation: pg_sys::Oid) {
+    if MINE.get().is_none() {
+        return;
+    }
+    if relation == pg_sys::InvalidOid || relation == CATALOG.get() {
+        CATALOG_CHANGED.set(true);
+    }
+    if relation != CATALOG.get() {
+        SOURCES_CHANGED.set(true);
+    }
+}
+
+/// True, once, if the catalog of syncs changed.
+pub fn catalog_changed() -> bool {
+    CATALOG_CHANGED.replace(false)
+}
+
+/// True, once, if some table was altered.
+pub fn sources_changed() -> bool {
+    SOURCES_CHANGED.replace(false)
+}
+
+/// True, once, if a foreign server or user mapping changed.
+pub fn servers_changed() -> bool {
+    SERVERS_CHANGED.replace(false)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_syscache(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+    SERVERS_CHANGED.set(true);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
+    if let Some(database) = MINE.get() {
+        database.detach(AFTER.get());
+        database.wake_waiters();
+        shared::wake_launcher();
+    }
+}
+
+/// Serves signals: SIGTERM ends the process here, SIGHUP reads the configuration.
+pub fn serve_interrupts() {
+    pgrx::check_for_interrupts!();
+    // SAFETY: flags and calls of this process' main thread, outside of a transaction.
+    unsafe {
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+        if !pg_sys::IsTransactionState() {
+            pg_sys::AcceptInvalidationMessages();
+        }
+    }
+}
+
+/// The name of this database.
+pub fn database_name() -> String {
+    transaction(|| {
+        // SAFETY: a catalog look-up within a transaction; a palloc'd C string.
+        unsafe {
+            let name = pg_sys::get_database_name(pg_sys::MyDatabaseId);
+            if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
+        }
+    })
+    .unwrap_or_default()
+}
+
+fn pin(name: &CStr, value: &CStr) {
+    // SAFETY: both are C strings; a setting that this version lacks would raise, so the list has only those of all.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+/// Becomes the role that may only keep our own tables: from here on our SQL runs as nobody in particular.
+fn become_worker_role() -> bool {
+    transaction(|| {
+        let name = CString::from(c"fanout_worker");
+        // SAFETY: a catalog look-up within a transaction.
+        unsafe { pg_sys::get_role_oid(name.as_ptr(), true) }
+    })
+    .is_ok_and(|role| {
+        if role == pg_sys::InvalidOid {
+            return false;
+        }
+        // SAFETY: outside of a transaction: what an abort goes back to is this role.
+        unsafe { pg_sys::SetUserIdAndSecContext(role, 0) };
+        true
+    })
+}
+
+fn installed() -> bool {
+    transaction(|| {
+        // SAFETY: a catalog look-up within a transaction.
+        let extension = unsafe { pg_sys::get_extension_oid(c"pg_fanout".as_ptr(), true) };
+        let sync = catalog::own_relation(c"sync");
+        CATALOG.set(sync);
+        extension != pg_sys::InvalidOid && sync != pg_sys::InvalidOid
+    })
+    .unwrap_or(false)
+}
+
+fn leave(after: WorkerState) -> ! {
+    AFTER.set(after);
+    // SAFETY: ends this process; on_exit frees the slot.
+    unsafe { pg_sys::proc_exit(0) }
+}
+
+/// Main function of a worker; its argument is the OID of its database.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(argument.value() as u32);
+    // SAFETY: the usual start of a background worker. SIGTERM is served by Postgres' own handler, so that a statement or a
+    // wait for a lock ends at once: nothing is lost by that, what is not acknowledged is delivered again.
+    unsafe {
+        pg_sys::pqsignal(libc::SIGTERM, Some(signals::die));
+        pg_sys::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
+        let Some(database) = shared::database_of(oid) else { pg_sys::proc_exit(0) };
+        MINE.set(Some(database));
+        pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0));
+        database.attach();
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::FOREIGNSERVEROID as i32,
+            Some(on_syscache),
+            pg_sys::Datum::from(0),
+        );
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::USERMAPPINGOID as i32,
+            Some(on_syscache),
+            pg_sys::Datum::from(0),
+        );
+        for (name, value) in PINNED {
+            pin(name, value);
+        }
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        pin(c"transaction_timeout", c"0");
+        if database.holds.load(std::sync::atomic::Ordering::SeqCst) > 0 {
+            leave(WorkerState::Wanted);
+        }
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"starting".as_ptr());
+    }
+    if !installed() || !become_worker_role() {
+        leave(WorkerState::None);
+    }
+    let Some(database) = MINE.get() else { leave(WorkerState::None) };
+    let commits = database.commits();
+    match Worker::start(database) {
+        Ok(worker) if worker.is_idle_for_good() => finish(database, commits),
+        Ok(mut worker) => {
+            log!("pg_fanout: worker of database \"{}\" at work", database_name());
+            match worker.run() {
+                Ok(()) if worker.is_idle_for_good() => finish(database, commits),
+                Ok(()) => leave(WorkerState::WaitingForSlot),
+                Err(failed) => give_up(&failed.to_string()),
+            }
+        }
+        Err(failed) => give_up(&failed.to_string()),
+    }
+}
+
+/// Nothing to do: leaves, unless somebody made a sync meanwhile.
+fn finish(database: &Database, commits: u64) -> ! {
+    // A commit since we looked asked nobody, because we were still here.
+    leave(if database.commits() == commits { WorkerState::None } else { WorkerState::Wanted })
+}
+
+fn give_up(why: &str) -> ! {
+    warning!("pg_fanout: the worker starts anew: {why}");
+    std::thread::sleep(Duration::from_millis(100));
+    leave(WorkerState::Wanted)
+}

@@ -1,0 +1,262 @@
+//! One sync at work: what is known of its source and target, what is pending, and how far its scan is.
+
+use super::batch::Naming;
+use super::pending::{Epoch, Pending, Slot};
+use super::scan::Scan;
+use super::shared::{self, SyncSlot, SyncState};
+use crate::catalog::{Kind, Phase, Sync};
+use crate::document::{Plans, Source};
+use delivery::aimd::{Aimd, Bounds};
+use delivery::backoff::Backoff;
+use delivery::ownership::{Ownership, Sighting};
+use delivery::sender::Senders;
+use delivery::template::KeyTemplate;
+use rustc_hash::FxHashSet;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long a sync waits before it tries again what a person has to put right.
+pub const BLOCKED_RETRY: Duration = Duration::from_secs(15);
+/// How often the owner of a target says that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How far the sync is with its target.
+pub enum Target {
+    /// Nothing was asked of it yet, or all has to be asked again.
+    Unknown,
+    /// A job is on its way.
+    Asked,
+    /// Ours, but the index is not known to be there.
+    Claimed,
+    /// Ours, and there: documents may be sent.
+    Ready,
+}
+
+/// One sync at work.
+pub struct Runner {
+    pub sync: Sync,
+    pub slot: &'static SyncSlot,
+    pub source: Option<(Source, Option<Plans>)>,
+    pub template: Option<KeyTemplate>,
+    pub senders: Option<Rc<Senders>>,
+    /// Jobs that the senders take at a time: those in flight and as many waiting.
+    pub capacity: usize,
+    pub pending: Pending,
+    pub target: Target,
+    pub ownership: Option<Ownership>,
+    pub sighting: Option<Sighting>,
+    pub heartbeat_due: Option<Instant>,
+    pub scan: Option<Scan>,
+    /// Batches on their way.
+    pub batches: usize,
+    pub flow: Aimd,
+    pub backoff: Backoff,
+    /// Nothing is sent before.
+    pub not_before: Option<Instant>,
+    /// The last attempt failed: one batch at a time, as a probe.
+    pub failing: bool,
+    /// Somebody has to put something right.
+    pub blocked: bool,
+    /// Documents that a batch may have: falls when the target says that a batch is too large, or a row cannot be read.
+    pub batch_limit: usize,
+    /// Bytes of a document, a moving mean.
+    pub mean_bytes: usize,
+    /// Addresses with a dead letter.
+    pub dead: FxHashSet<Vec<u8>>,
+    /// Rejected, and the old document is to go: on_reject = delete.
+    pub delete_instead: FxHashSet<Vec<u8>>,
+    /// Addresses in fanout.pending, beside those in memory.
+    pub stored: i64,
+    /// Stored addresses up to this one are in memory.
+    pub stored_after: Vec<u8>,
+    /// The alarm at 80 % of fanout.backlog_keys was given.
+    pub alarmed: bool,
+    /// Tickets of fanout.wait() and the epochs that fulfil them.
+    pub waits: VecDeque<(u64, Epoch)>,
+    pub wait_seen: u64,
+    /// A refresh for this ticket is on its way.
+    pub refreshing: bool,
+    pub saved_at: Instant,
+    pub saved_position: Option<Vec<u8>>,
+    rate_since: Instant,
+    rate_base: u64,
+}
+
+impl Runner {
+    /// Nothing is known yet but the catalog's row.
+    pub fn new(sync: Sync, slot: &'static SyncSlot) -> Self {
+        let template = match sync.kind {
+            Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
+            Kind::Index => None,
+        };
+        Self {
+            template,
+            slot,
+            source: None,
+            senders: None,
+            capacity: 0,
+            pending: Pending::default(),
+            target: Target::Unknown,
+            ownership: None,
+            sighting: None,
+            heartbeat_due: None,
+            scan: None,
+            batches: 0,
+            flow: Aimd::new(Bounds { min_concurrency: 1, max_concurrency: 4, min_bytes: 16 * 1024, max_bytes: 64 * 1024 * 1024 }),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            not_before: None,
+            failing: false,
+            blocked: false,
+            batch_limit: usize::MAX,
+            mean_bytes: 1024,
+            dead: FxHashSet::default(),
+            delete_instead: FxHashSet::default(),
+            stored: 0,
+            stored_after: Vec::new(),
+            alarmed: false,
+            waits: VecDeque::new(),
+            wait_seen: slot.done(),
+            refreshing: false,
+            saved_at: Instant::now(),
+            saved_position: None,
+            rate_since: Instant::now(),
+            rate_base: slot.delivered.load(std::sync::atomic::Ordering::Relaxed),
+            sync,
+        }
+    }
+
+    /// True if the sync may do anything at all.
+    pub fn is_active(&self) -> bool {
+        !self.sync.paused && !self.is_parked()
+    }
+
+    /// True if the sync was made in another cluster or database.
+    pub fn is_parked(&self) -> bool {
+        self.sync.identity != crate::catalog::identity()
+    }
+
+    /// Document id or key of an address.
+    pub fn render(&self, address: &[u8]) -> Option<String> {
+        let (source, _) = self.source.as_ref()?;
+        Naming { sync: &self.sync, source, template: self.template.as_ref() }.render(address)
+    }
+
+    /// Image of the address that an id or key of the target stands for; None if it is none of this sync's.
+    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
+        let (source, _) = self.source.as_ref()?;
+        match self.sync.kind {
+            Kind::Index => source.parse(&delivery::id::parse_document_id(name, source.keys)?),
+            Kind::Cache => {
+                let template = self.template.as_ref()?;
+                let values = template.parse_key(name)?;
+                let ordered: Option<Vec<Option<String>>> = self
+                    .sync
+                    .address_columns
+                    .iter()
+                    .map(|column| {
+                        let place = template.columns().iter().position(|known| known == column)?;
+                        values.get(place).cloned()
+                    })
+                    .collect();
+                source.parse(&ordered?)
+            }
+        }
+    }
+
+    /// The target did not answer or asked for patience: wait longer each time.
+    pub fn back_off(&mut self, why: &str) {
+        let delay = self.backoff.next_delay();
+        self.failing = true;
+        self.not_before = Some(Instant::now() + delay);
+        self.slot.set_error(why);
+    }
+
+    /// Somebody has to put something right; it is tried again slowly, nothing is dropped.
+    pub fn block(&mut self, why: &str) {
+        if !self.blocked {
+            pgrx::warning!("pg_fanout: sync \"{}\" is blocked: {why}", self.sync.name);
+        }
+        self.blocked = true;
+        self.not_before = Some(Instant::now() + BLOCKED_RETRY);
+        self.slot.set_error(why);
+    }
+
+    /// Something worked: no more caution.
+    pub fn succeed(&mut self) {
+        self.backoff.reset();
+        self.failing = false;
+        self.blocked = false;
+        self.not_before = None;
+    }
+
+    /// True if the time has come to talk to the target.
+    pub fn may_try(&self, now: Instant) -> bool {
+        self.is_active() && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// Puts slots of a batch back: their rows are to be read again.
+    pub fn retry_all(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.pending.retry(slot, None);
+        }
+        shared_add(&self.slot.retried, slots.len());
+    }
+
+    /// True if nothing that was committed before that epoch ended is missing in the target.
+    pub fn is_done(&self, epoch: Epoch) -> bool {
+        self.sync.phase == Phase::Live && self.stored == 0 && self.pending.is_done(epoch)
+    }
+
+    /// Writes to shared memory what fanout.status shows.
+    pub fn publish(&mut self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let slot = self.slot;
+        slot.set_state(if self.is_parked() {
+            SyncState::Parked
+        } else if self.sync.paused {
+            SyncState::Paused
+        } else if self.blocked {
+            SyncState::Blocked
+        } else if self.failing {
+            SyncState::Retrying
+        } else {
+            match self.sync.phase {
+                Phase::Create => SyncState::Creating,
+                Phase::Backfill => SyncState::Backfill,
+                Phase::Reconcile => SyncState::Reconcile,
+                Phase::Live => SyncState::Live,
+            }
+        });
+        slot.pending.store(self.pending.len() as u64 + self.stored.max(0) as u64, Relaxed);
+        slot.in_flight.store(self.pending.in_flight() as u64, Relaxed);
+        slot.oldest.store(self.pending.oldest().unwrap_or(0), Relaxed);
+        slot.dead_letters.store(self.dead.len() as u64, Relaxed);
+        let (done, total) = match &self.scan {
+            Some(scan) => (scan.rows, scan.rows_total),
+            None => (self.sync.rows_done, self.sync.rows_total),
+        };
+        slot.rows_done.store(done, Relaxed);
+        slot.rows_total.store(total.unwrap_or(-1), Relaxed);
+        let elapsed = self.rate_since.elapsed();
+        if elapsed > Duration::from_secs(2) {
+            let delivered = slot.delivered.load(Relaxed);
+            let rate = (delivered - self.rate_base.min(delivered)) as f64 / elapsed.as_secs_f64();
+            slot.rate.store(rate.round() as u64, Relaxed);
+            self.rate_base = delivered;
+            self.rate_since = Instant::now();
+        }
+    }
+
+    /// The epoch of all that is marked until now ends, if there is anything in it.
+    pub fn end_epoch(&mut self) {
+        if self.pending.epoch_in_use() {
+            self.pending.next_epoch(shared::now());
+        }
+    }
+}
+
+/// Adds to a counter of shared memory.
+pub fn shared_add(counter: &std::sync::atomic::AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, std::sync::atomic::Ordering::Relaxed);
+}

@@ -1,0 +1,155 @@
+//! What the worker keeps in tables: progress, dead letters, stored addresses. Each call runs within a transaction.
+
+use crate::catalog::Phase;
+use pgrx::prelude::*;
+
+fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) {
+    if let Err(error) = Spi::run_with_args(sql, args) {
+        error!("cannot keep the state of a sync: {error}");
+    }
+}
+
+/// Notes the phase of a sync, and that a scan begins anew.
+pub fn set_phase(sync: i32, phase: Phase, rows_done: i64, rows_total: Option<i64>) {
+    run(
+        "UPDATE fanout.sync SET phase = $2, position = NULL, adopt = false, rows_done = $3, rows_total = $4 \
+         WHERE sync_id = $1",
+        &[sync.into(), phase.as_str().into(), rows_done.into(), rows_total.into()],
+    );
+}
+
+/// Notes how far a scan is.
+pub fn set_position(sync: i32, position: &[u8], rows_done: i64, rows_total: Option<i64>) {
+    run(
+        "UPDATE fanout.sync SET position = $2, rows_done = $3, rows_total = $4 WHERE sync_id = $1",
+        &[sync.into(), position.into(), rows_done.into(), rows_total.into()],
+    );
+}
+
+/// A document that the target refused for good.
+pub struct DeadLetter {
+    /// The sync.
+    pub sync: i32,
+    /// Image of the address.
+    pub address: Vec<u8>,
+    /// Document id or key, for people.
+    pub id: String,
+    /// The target's status, if it has such.
+    pub status: Option<i32>,
+    /// The target's own words.
+    pub reason: String,
+}
+
+/// Notes dead letters.
+pub fn add_dead_letters(letters: &[DeadLetter]) {
+    for letter in letters {
+        run(
+            "INSERT INTO fanout.dead_letter AS d (sync_id, address, document_id, status, reason) \
+             SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) \
+             ON CONFLICT (sync_id, address) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
+                attempts = d.attempts + 1, last_at = pg_catalog.clock_timestamp()",
+            &[
+                letter.sync.into(),
+                letter.address.as_slice().into(),
+                letter.id.as_str().into(),
+                letter.status.into(),
+                letter.reason.replace('\0', "").into(),
+            ],
+        );
+    }
+}
+
+/// The addresses of a sync that have dead letters.
+pub fn dead_letters(sync: i32) -> Vec<Vec<u8>> {
+    bytes("SELECT address FROM fanout.dead_letter WHERE sync_id = $1", &[sync.into()])
+}
+
+/// Forgets dead letters whose documents were delivered after all.
+pub fn remove_dead_letters(sync: i32, addresses: &[Vec<u8>]) {
+    let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
+    run("DELETE FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]);
+}
+
+/// Stores addresses outside the journal and the worker's memory.
+pub fn store(sync: i32, addresses: &[&[u8]]) {
+    for slice in addresses.chunks(10_000) {
+        run(
+            "INSERT INTO fanout.pending (sync_id, address) SELECT $1, a FROM pg_catalog.unnest($2) AS a \
+             WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING",
+            &[sync.into(), slice.to_vec().into()],
+        );
+    }
+}
+
+/// Stored addresses of a sync, in order, after one of them.
+pub fn stored_after(sync: i32, after: &[u8], limit: i64) -> Vec<Vec<u8>> {
+    bytes(
+        "SELECT address FROM fanout.pending WHERE sync_id = $1 AND address > $2 ORDER BY address LIMIT $3",
+        &[sync.into(), after.into(), limit.into()],
+    )
+}
+
+/// How many addresses of a sync are stored.
+pub fn stored(sync: i32) -> i64 {
+    Spi::connect(|client| {
+        client
+            .select("SELECT count(*) FROM fanout.pending WHERE sync_id = $1", None, &[sync.into()])?
+            .first()
+            .get_one::<i64>()
+    })
+    .unwrap_or_else(|error| error!("{error}"))
+    .unwrap_or(0)
+}
+
+/// Removes stored addresses that are acknowledged.
+pub fn unstore(sync: i32, addresses: &[Vec<u8>]) {
+    let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
+    run("DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]);
+}
+
+/// Drops all stored addresses of a sync: it will be reconciled.
+pub fn drop_stored(sync: i32) {
+    run("DELETE FROM fanout.pending WHERE sync_id = $1", &[sync.into()]);
+}
+
+fn bytes(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Vec<Vec<u8>> {
+    Spi::connect(|client| {
+        client.select(sql, None, args)?.map(|row| Ok(row.get::<Vec<u8>>(1)?.unwrap_or_default())).collect::<Result<_, _>>()
+    })
+    .unwrap_or_else(|error: pgrx::spi::Error| error!("{error}"))
+}
+
+/// Size and identity of a source's files: the blocks of the largest one, a number that changes when one is rewritten, and
+/// an estimate of the rows.
+pub fn extent(source: pg_sys::Oid) -> (u32, i64, Option<i64>) {
+    let sql = "WITH RECURSIVE tree(relid) AS (\
+            SELECT $1::pg_catalog.oid \
+            UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i, tree WHERE i.inhparent = tree.relid) \
+        SELECT coalesce(max(pg_catalog.pg_relation_size(c.oid, 'main')), 0), \
+            coalesce(sum(pg_catalog.pg_relation_filenode(c.oid)::bigint), 0)::bigint, \
+            sum(nullif(c.reltuples, -1))::bigint \
+        FROM tree JOIN pg_catalog.pg_class AS c ON c.oid = tree.relid WHERE c.relkind IN ('r', 'm')";
+    let (bytes, files, rows) = Spi::connect(|client| {
+        let row = client.select(sql, None, &[source.into()])?.first();
+        row.get_three::<i64, i64, i64>()
+    })
+    .unwrap_or_else(|error| error!("{error}"));
+    let blocks = bytes.unwrap_or(0) / i64::from(pg_sys::BLCKSZ);
+    (u32::try_from(blocks).unwrap_or(u32::MAX), files.unwrap_or(0), rows)
+}
+
+/// Adds a segment to the journal.
+pub fn add_segment(number: u32) {
+    let name = format!("fanout.journal_{number}");
+    crate::catalog::acting::privileged(|| {
+        run(
+            &format!(
+                "CREATE TABLE {name} (LIKE fanout.journal_template INCLUDING STORAGE) USING heap \
+                 WITH (autovacuum_enabled = off, vacuum_truncate = off)"
+            ),
+            &[],
+        );
+        run(&format!("COMMENT ON TABLE {name} IS 'a segment of the journal'"), &[]);
+        run(&format!("ALTER EXTENSION pg_fanout ADD TABLE {name}"), &[]);
+    });
+}

@@ -1,0 +1,147 @@
+//! Getting a target ready: claim it, make the index, keep saying that we are alive.
+
+use super::cycle::{Task, Worker, begin_phase, begin_scan};
+use super::outcome::{fail, filled_anew};
+use super::runner::{HEARTBEAT, Runner, Target};
+use super::transaction::transaction;
+use crate::catalog::{Kind, Phase};
+use delivery::engine::IndexState;
+use delivery::ownership::{ClaimOutcome, Heartbeat};
+use delivery::sender::{JobKind, JobResult};
+use std::time::Instant;
+
+/// Asks the next thing of a target that is not ready; sends the heartbeat of one that is. True if a job was sent.
+pub fn tend(worker: &mut Worker, id: i32) -> bool {
+    let Some(runner) = worker.runners.get_mut(&id) else { return false };
+    let now = Instant::now();
+    let (task, kind) = match runner.target {
+        Target::Asked => return false,
+        Target::Ready => {
+            if runner.heartbeat_due.is_none_or(|due| due > now) {
+                return false;
+            }
+            let Some(ownership) = runner.ownership.clone() else { return false };
+            runner.heartbeat_due = Some(now + HEARTBEAT);
+            return worker.send(id, Task::Heartbeat, JobKind::Heartbeat(ownership)).is_ok();
+        }
+        Target::Unknown => {
+            let Some(runner) = worker.runners.get(&id) else { return false };
+            (Task::Claim, JobKind::Claim(worker.claim(runner)))
+        }
+        Target::Claimed => match runner.sync.kind {
+            Kind::Cache => {
+                ready(runner);
+                return true;
+            }
+            Kind::Index => {
+                let sync = runner.sync.clone();
+                // Requests under way to an index that is to be made would be answered with its absence again.
+                if runner.batches > 0 {
+                    return false;
+                }
+                match transaction(|| crate::catalog::mapping::index_body(&sync)) {
+                    Ok(body) => (
+                        Task::EnsureIndex,
+                        JobKind::EnsureIndex { concrete: sync.concrete_index(), alias: sync.target.clone(), body },
+                    ),
+                    Err(failed) => {
+                        runner.block(&format!("cannot derive the mapping: {failed}"));
+                        return false;
+                    }
+                }
+            }
+        },
+    };
+    if worker.send(id, task, kind).is_err() {
+        return false;
+    }
+    if let Some(runner) = worker.runners.get_mut(&id) {
+        runner.target = Target::Asked;
+    }
+    true
+}
+
+/// The target answered.
+pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Result<JobResult>) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let result = match result {
+        Ok(result) => result,
+        Err(error) => {
+            match task {
+                // A heartbeat that got lost is no reason to stop: the next one, or a claim, tells.
+                Task::Heartbeat => runner.target = Target::Unknown,
+                Task::EnsureIndex | Task::SwapAlias => runner.target = Target::Claimed,
+                _ => runner.target = Target::Unknown,
+            }
+            fail(runner, &error);
+            return;
+        }
+    };
+    match result {
+        JobResult::Claim(ClaimOutcome::Owned(ownership)) => {
+            runner.ownership = Some(ownership);
+            runner.sighting = None;
+            runner.heartbeat_due = Some(Instant::now() + HEARTBEAT);
+            runner.target = Target::Claimed;
+            runner.succeed();
+        }
+        JobResult::Claim(ClaimOutcome::OwnedBy { by, silent_for, sighting, .. }) => {
+            runner.sighting = Some(sighting);
+            runner.target = Target::Unknown;
+            runner.block(&format!(
+                "the target is fed by another owner ({by}), silent for {} s; fanout.adopt() takes it over",
+                silent_for.as_secs()
+            ));
+        }
+        JobResult::Heartbeat(Heartbeat::Kept(ownership)) => {
+            runner.ownership = Some(ownership);
+        }
+        JobResult::Heartbeat(Heartbeat::Superseded { by }) => {
+            runner.ownership = None;
+            runner.target = Target::Unknown;
+            runner.block(&format!("the target was taken over by another owner ({by}); fanout.adopt() takes it back"));
+        }
+        JobResult::Index(state) => {
+            runner.succeed();
+            match (state, runner.sync.phase) {
+                (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 && !matches!(task, Task::SwapAlias) => {
+                    let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
+                    let old = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
+                    let kind = JobKind::SwapAlias { alias, old: Some(old), new };
+                    if worker.send(id, Task::SwapAlias, kind).is_err()
+                        && let Some(runner) = worker.runners.get_mut(&id)
+                    {
+                        runner.target = Target::Claimed;
+                    }
+                    return;
+                }
+                (IndexState::Exists, Phase::Live | Phase::Backfill | Phase::Reconcile) => {}
+                // Left behind by an earlier life of the same name: what is in it has to be compared.
+                (IndexState::Exists, Phase::Create) => begin_phase(runner, Phase::Reconcile),
+                // Empty: deleted behind our back, or new.
+                (IndexState::Created, _) => filled_anew(runner),
+            }
+            ready(runner);
+        }
+        JobResult::Done if matches!(task, Task::SwapAlias) => {
+            // The old index is of no use any more.
+            let concrete = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
+            ready(runner);
+            let _ = worker.send(id, Task::Farewell, JobKind::DeleteIndex { concrete });
+        }
+        _ => {}
+    }
+}
+
+fn ready(runner: &mut Runner) {
+    if runner.sync.phase == Phase::Create {
+        // Redis may hold keys of the template from an earlier life.
+        begin_phase(runner, Phase::Reconcile);
+    }
+    runner.target = Target::Ready;
+    if runner.sync.adopt {
+        begin_phase(runner, Phase::Reconcile);
+    }
+    begin_scan(runner);
+    runner.publish();
+}

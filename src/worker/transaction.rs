@@ -1,0 +1,115 @@
+//! Transactions of the worker: an ERROR inside ends the transaction, not the process.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// An ERROR that a transaction of the worker ended with.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// SQLSTATE, five characters.
+    pub sqlstate: String,
+    /// The primary message.
+    pub message: String,
+}
+
+/// What an ERROR says of the sync that it happened to (DESIGN, decision 10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It will pass: conflict, resources, cancelled, I/O. Try again.
+    Transient,
+    /// Somebody has to change something: privileges, a missing object, a policy.
+    Blocked,
+    /// The data of a row: bisect to it.
+    Data,
+}
+
+impl Failed {
+    /// See [`Class`]. Errors are not absence: what is not known to be the data's fault is never held against a row.
+    pub fn class(&self) -> Class {
+        match &self.sqlstate[..2] {
+            "42" | "28" | "0A" | "3D" | "3F" | "2B" => Class::Blocked,
+            "22" | "21" | "23" | "P0" | "38" | "39" => Class::Data,
+            _ => Class::Transient,
+        }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} (SQLSTATE {})", self.message, self.sqlstate)
+    }
+}
+
+/// The five characters of an SQLSTATE packed as MAKE_SQLSTATE does (elog.h).
+fn unpack_sqlstate(code: i32) -> String {
+    (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
+}
+
+/// Runs `work` in a transaction of its own and commits it. On an ERROR or a panic the transaction is aborted and the error
+/// given back; a FATAL (SIGTERM) ends the process as ever.
+pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Failed> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the worker is not in a transaction; whatever is raised in here is caught below and aborted.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let result = work();
+            if pg_sys::ActiveSnapshotSet() {
+                pg_sys::PopActiveSnapshot();
+            }
+            pg_sys::CommitTransactionCommand();
+            result
+        }
+    }));
+    outcome.map_err(|payload| {
+        // SAFETY: cleans up whatever state the error left the transaction in (postgres.c does the same in its main loop).
+        unsafe {
+            super::batch::forget_timeouts();
+            pg_sys::AbortCurrentTransaction();
+        }
+        describe(payload)
+    })
+}
+
+fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
+    match payload.downcast::<CaughtError>() {
+        Ok(caught) => {
+            let (CaughtError::PostgresError(report)
+            | CaughtError::ErrorReport(report)
+            | CaughtError::RustPanic { ereport: report, .. }) = &*caught;
+            Failed {
+                sqlstate: unpack_sqlstate(report.sql_error_code() as i32),
+                message: report.message().to_owned(),
+            }
+        }
+        Err(payload) => {
+            let message = payload
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| payload.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "unknown panic".into());
+            Failed { sqlstate: "XX000".into(), message }
+        }
+    }
+}
+
+/// Makes all commits that were visible so far durable: what is sent must survive a crash.
+///
+/// With synchronous_commit off a row is visible before its commit record is on disk (RecordTransactionCommit in xact.c).
+pub fn flush_wal() {
+    // SAFETY: reads positions of the WAL and flushes up to one that has been inserted.
+    unsafe {
+        let mut inserted = pg_sys::GetXLogInsertRecPtr();
+        // At a page boundary the position lies behind the header of a page that does not exist yet, and XLogFlush would
+        // complain; the records end where that page begins. Headers are 24 and, at the start of a file, 40 bytes long.
+        let offset = inserted % u64::from(pg_sys::XLOG_BLCKSZ);
+        if offset == 24 || offset == 40 {
+            inserted -= offset;
+        }
+        if pg_sys::GetFlushRecPtr(std::ptr::null_mut()) < inserted {
+            pg_sys::XLogFlush(inserted);
+        }
+    }
+}
