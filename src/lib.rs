@@ -10,6 +10,7 @@ mod catalog;
 mod document;
 mod error;
 mod journal;
+mod server;
 mod settings;
 mod worker;
 
@@ -18,6 +19,8 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!();
 
 extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", bootstrap);
+
+extension_sql_file!("../sql/finalize.sql", name = "finalize", finalize);
 
 /// Schema of the administration objects.
 #[pg_schema]
