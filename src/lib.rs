@@ -21,6 +21,8 @@ pgrx::pg_module_magic!();
 
 extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", bootstrap);
 
+extension_sql_file!("../sql/finalize.sql", name = "finalize", finalize);
+
 /// Schema of the administration objects.
 #[pg_schema]
 mod fanout {}

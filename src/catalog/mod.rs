@@ -1,6 +1,16 @@
 //! The catalog of syncs: table `fanout.sync`, read into Rust.
 
 pub mod acting;
+mod admin;
+mod dead_letters;
+mod declare;
+mod enqueue;
+mod key;
+pub mod mapping;
+mod naming;
+mod regclass;
+mod source;
+mod triggers;
 
 use crate::error::failure;
 use acting::privileged;
@@ -113,6 +123,30 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
     })
 }
 
+/// What a statement of our own gave; its failure is a bug of ours or a damaged catalog.
+fn ours<T>(result: Result<T, pgrx::spi::Error>) -> T {
+    result.unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise())
+}
+
+/// The role whose rights count: the current one, so that SECURITY DEFINER functions act for their owners.
+fn caller() -> pg_sys::Oid {
+    // SAFETY: reads a variable of the backend.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// Raises unless the library is preloaded: without the worker a sync would never be delivered.
+fn require_preloaded() {
+    if !crate::worker::shared::preloaded() {
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "pg_fanout is not in shared_preload_libraries",
+        )
+        .detail("Without it there is no worker that would deliver anything.")
+        .hint("Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.")
+        .raise();
+    }
+}
+
 /// Every sync of this database. Reads as the caller's current role: the worker has the right to.
 pub fn all() -> Result<Vec<Sync>, pgrx::spi::Error> {
     query("true", &[])
@@ -120,8 +154,13 @@ pub fn all() -> Result<Vec<Sync>, pgrx::spi::Error> {
 
 /// The sync of that name, read with our own rights; None if there is none.
 pub fn find(name: &str) -> Option<Sync> {
-    let found = privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]));
-    found.unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise()).pop()
+    ours(privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]))).pop()
+}
+
+/// The sync that feeds that target of that server, read with our own rights.
+fn feeding(server: &str, target: &str) -> Option<Sync> {
+    let filter = "server OPERATOR(pg_catalog.=) $1 AND target OPERATOR(pg_catalog.=) $2";
+    ours(privileged(|| query(filter, &[server.into(), target.into()]))).pop()
 }
 
 /// The sync of that name, or an ERROR that names it.

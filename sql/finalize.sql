@@ -1,0 +1,31 @@
+-- Comments on functions. Runs last in CREATE EXTENSION, when every function exists.
+
+COMMENT ON FUNCTION fanout.elasticsearch_validator(text[], oid) IS
+    'checks the options of servers and user mappings of fanout_elasticsearch';
+COMMENT ON FUNCTION fanout.redis_validator(text[], oid) IS
+    'checks the options of servers and user mappings of fanout_redis';
+
+COMMENT ON FUNCTION fanout.index_table IS
+    'keeps an index of Elasticsearch or OpenSearch in step with a table; returns the sync''s name';
+COMMENT ON FUNCTION fanout.cache_table IS
+    'keeps keys of Redis in step with a table; returns the sync''s name';
+COMMENT ON FUNCTION fanout.mapping IS
+    'the settings and mappings with which a table''s index would be created';
+COMMENT ON FUNCTION fanout.pause IS
+    'stops the deliveries of a sync; changes are still captured';
+COMMENT ON FUNCTION fanout.resume IS
+    'goes on with the deliveries of a paused sync';
+COMMENT ON FUNCTION fanout.resync IS
+    'delivers everything anew; an index is rebuilt behind its alias, without downtime';
+COMMENT ON FUNCTION fanout.reconcile IS
+    'delivers all keys of the table and all ids of the target: repairs whatever differs';
+COMMENT ON FUNCTION fanout.adopt IS
+    'makes a sync (NULL: all of yours) that was restored or copied one of this database, and takes over its target; returns how many';
+COMMENT ON FUNCTION fanout.drop_sync IS
+    'ends a sync: drops its triggers and its state; the target stays';
+COMMENT ON FUNCTION fanout.retry IS
+    'tries the dead letters of a sync (or the one with this id) anew; returns how many';
+COMMENT ON FUNCTION fanout.enqueue IS
+    'says that a row changed, by the values of its key columns: it is delivered, or deleted from the target, as it is then';
+COMMENT ON FUNCTION fanout.enqueue_keys IS
+    'says that many rows changed, for a key of one column; returns how many';

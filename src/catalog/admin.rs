@@ -1,0 +1,170 @@
+//! `fanout.pause()`, `resume()`, `resync()`, `reconcile()`, `adopt()`, `drop_sync()`: by the sync's owner only.
+
+use crate::catalog::acting::privileged;
+use crate::catalog::source::Table;
+use crate::catalog::{self, Kind, Sync, identity, ours, require_preloaded, triggers};
+use crate::error::failure;
+use crate::server::role_name;
+use pgrx::prelude::*;
+use pgrx::{Spi, default, pg_sys};
+
+/// Stops the deliveries of a sync; what changes meanwhile is delivered after fanout.resume().
+#[pg_extern(schema = "fanout", strict)]
+fn pause(sync: &str) {
+    let sync = owned(sync);
+    update(&sync, "paused = true");
+}
+
+/// Goes on with the deliveries of a paused sync.
+#[pg_extern(schema = "fanout", strict)]
+fn resume(sync: &str) {
+    let sync = owned(sync);
+    update(&sync, "paused = false");
+}
+
+/// Delivers everything anew: an index is rebuilt behind its alias; for a cache it is the same as fanout.reconcile().
+#[pg_extern(schema = "fanout", strict)]
+fn resync(sync: &str) {
+    let sync = not_parked(owned(sync));
+    match sync.kind {
+        Kind::Index => update(
+            &sync,
+            "generation = generation + 1, phase = 'create', position = NULL, rows_done = 0, rows_total = NULL",
+        ),
+        Kind::Cache => start_reconcile(&sync),
+    }
+}
+
+/// Compares the target with the source, key by key, and delivers what differs.
+#[pg_extern(schema = "fanout", strict)]
+fn reconcile(sync: &str) {
+    start_reconcile(&not_parked(owned(sync)));
+}
+
+fn start_reconcile(sync: &Sync) {
+    // A target that is yet to be made has nothing to be compared with: it is filled anyhow.
+    update(
+        sync,
+        "phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END, position = NULL, rows_done = 0, rows_total = NULL",
+    );
+}
+
+/// Makes a sync (NULL: all syncs of the caller) that came here with a dump or a copy one of this database, whoever fed
+/// its target before. Returns how many.
+#[pg_extern(schema = "fanout")]
+fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
+    require_preloaded();
+    let syncs = match sync {
+        Some(name) => vec![owned(name)],
+        None => ours(privileged(catalog::all)).into_iter().filter(owns).collect(),
+    };
+    // All sources before the first row of fanout.sync, and in the order of their OIDs as everybody who takes several.
+    let mut tables: Vec<(Option<Table>, Sync)> =
+        syncs.into_iter().map(|sync| (Table::find(sync.source), sync)).collect();
+    tables.sort_by_key(|(_, sync)| sync.source.to_u32());
+    for (table, sync) in &tables {
+        if let Some(table) = table {
+            table.check_rights(catalog::caller());
+            table.lock();
+            triggers::create(table, &sync.name);
+        } else {
+            failure(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                format!("the source of sync \"{}\" does not exist", sync.name),
+            )
+            .hint("fanout.drop_sync() ends it.")
+            .raise();
+        }
+    }
+    for (_, sync) in &tables {
+        privileged(|| {
+            ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+                client.update(
+                    "UPDATE fanout.sync SET identity = $2, adopt = true, position = NULL, rows_done = 0, rows_total = NULL,
+                            phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END
+                     WHERE sync_id = $1",
+                    None,
+                    &[sync.id.into(), identity().into()],
+                )?;
+                Ok(())
+            }));
+        });
+    }
+    catalog::changed();
+    tables.len() as i64
+}
+
+/// Ends a sync: its triggers, its row, its dead letters. The target stays.
+#[pg_extern(schema = "fanout")]
+fn drop_sync(sync: Option<&str>, drop_target: default!(bool, "false")) {
+    let Some(name) = sync else {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
+    };
+    let sync = owned(name);
+    if drop_target {
+        failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "fanout.drop_sync() can't drop the target yet")
+            .hint("Drop the sync with drop_target => false, then the target by the target's own means.")
+            .raise();
+    }
+    if let Some(table) = Table::find(sync.source) {
+        // DROP TRIGGER takes ACCESS EXCLUSIVE on the source; only then our own tables are touched.
+        triggers::drop_all(&table, &sync.name);
+    }
+    privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+            client.update("DELETE FROM fanout.sync WHERE sync_id = $1", None, &[sync.id.into()])?;
+            Ok(())
+        }));
+    });
+    catalog::changed();
+    match sync.kind {
+        Kind::Index => {
+            notice!("index \"{}\" on server \"{}\" stays as it is", sync.concrete_index(), sync.server);
+        }
+        Kind::Cache => notice!("the keys of sync \"{}\" on server \"{}\" stay as they are", sync.name, sync.server),
+    }
+}
+
+/// The sync of that name; an ERROR if it isn't the caller's.
+pub fn owned(name: &str) -> Sync {
+    let sync = catalog::get(name);
+    if !owns(&sync) {
+        failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of sync {name}"))
+            .detail(format!("Its owner is role \"{}\".", role_name(sync.owner)))
+            .raise();
+    }
+    sync
+}
+
+/// Whether the caller is the sync's owner, a member of that role, or a superuser.
+pub fn owns(sync: &Sync) -> bool {
+    // SAFETY: a role look-up on the main thread.
+    unsafe { pg_sys::has_privs_of_role(catalog::caller(), sync.owner) }
+}
+
+/// The sync, unless it was made in another cluster or database: then nothing is delivered, and an ERROR says so.
+pub fn not_parked(sync: Sync) -> Sync {
+    if sync.identity != identity() {
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("sync \"{}\" is parked: it was made in another cluster or database", sync.name),
+        )
+        .hint(format!(
+            "SELECT fanout.adopt({}) makes it one of this database, if no other is to feed its target.",
+            pgrx::spi::quote_literal(&sync.name)
+        ))
+        .raise();
+    }
+    sync
+}
+
+fn update(sync: &Sync, assignments: &str) {
+    let sql = format!("UPDATE fanout.sync SET {assignments} WHERE sync_id = $1");
+    privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+            client.update(&sql, None, &[sync.id.into()])?;
+            Ok(())
+        }));
+    });
+    catalog::changed();
+}

@@ -1,0 +1,378 @@
+//! `fanout.index_table()` and `fanout.cache_table()`: check what can be checked, note what is wanted, put the triggers on.
+//!
+//! Nothing goes over the network here: CREATE TRIGGER holds a lock that writers wait for. The worker makes the target.
+
+use crate::catalog::acting::privileged;
+use crate::catalog::key::{check_address_column, key_columns};
+use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
+use crate::catalog::regclass::Regclass;
+use crate::catalog::source::Table;
+use crate::catalog::{self, Kind, identity, ours, require_preloaded, triggers};
+use crate::error::failure;
+use crate::server::{self, ServerKind};
+use delivery::template::KeyTemplate;
+use pgrx::datum::Interval;
+use pgrx::prelude::*;
+use pgrx::{JsonB, Spi, default, pg_sys};
+use serde_json::{Map, Value, json};
+
+/// The longest time to live: a hundred years, in milliseconds. Redis refuses what overflows its clock.
+const LONGEST_TTL_MS: i128 = 100 * 365 * 24 * 3_600_000;
+
+/// What the caller wants.
+struct Wanted {
+    kind: Kind,
+    source: pg_sys::Oid,
+    server: String,
+    name: Option<String>,
+}
+
+/// Keeps an index in step with a table. Returns the sync's name.
+#[pg_extern(schema = "fanout")]
+#[allow(clippy::too_many_arguments)]
+fn index_table(
+    source: Option<Regclass>,
+    server: Option<String>,
+    name: default!(Option<String>, "NULL"),
+    index: default!(Option<String>, "NULL"),
+    mapping: default!(Option<JsonB>, "NULL"),
+    settings: default!(Option<JsonB>, "NULL"),
+    search_fields: default!(Option<Vec<Option<String>>>, "NULL"),
+    on_reject: default!(Option<String>, "'keep'"),
+) -> String {
+    let wanted = wanted(Kind::Index, source, server, name);
+    let mut options = Map::new();
+    if let Some(mapping) = mapping {
+        options.insert("mapping".to_owned(), Value::Object(mapping_properties(mapping.0)));
+    }
+    if let Some(settings) = settings {
+        options.insert("settings".to_owned(), Value::Object(json_object("settings", settings.0)));
+    }
+    options.insert("on_reject".to_owned(), json!(one_of("on_reject", on_reject, &["keep", "delete"])));
+    if let Some(index) = &index
+        && let Err(refusal) = check_index_name(index)
+    {
+        refusal.raise();
+    }
+    let table = lock_source(&wanted);
+    let target = index.unwrap_or_else(|| default_index(&table));
+    check_fields(&table);
+    if let Some(fields) = search_fields {
+        options.insert("search_fields".to_owned(), json!(check_search_fields(&table, fields)));
+    }
+    let key = key_columns(&table);
+    record(wanted, &table, target, key.clone(), key, Value::Object(options))
+}
+
+/// Keeps keys of Redis in step with a table. Returns the sync's name.
+#[pg_extern(schema = "fanout")]
+fn cache_table(
+    source: Option<Regclass>,
+    server: Option<String>,
+    key: Option<String>,
+    name: default!(Option<String>, "NULL"),
+    format: default!(Option<String>, "'json'"),
+    ttl: default!(Option<Interval>, "NULL"),
+    jitter: default!(Option<f64>, "0.1"),
+) -> String {
+    let wanted = wanted(Kind::Cache, source, server, name);
+    let template_text = not_null("key", key);
+    let template = KeyTemplate::parse(&template_text).unwrap_or_else(|error| {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid key template")
+            .detail(format!("{error}."))
+            .hint("For example 'product:${id}': ${column} stands for a column of the table.")
+            .raise()
+    });
+    let mut options = Map::new();
+    options.insert("format".to_owned(), json!(one_of("format", format, &["json", "hash"])));
+    if let Some(ttl) = ttl {
+        options.insert("ttl_ms".to_owned(), json!(ttl_milliseconds(&ttl)));
+    }
+    options.insert("jitter".to_owned(), json!(check_jitter(not_null("jitter", jitter))));
+    let table = lock_source(&wanted);
+    let key = key_columns(&table);
+    let address = address_columns(&table, &key, &template);
+    record(wanted, &table, template_text, key, address, Value::Object(options))
+}
+
+fn not_null<T>(name: &str, value: Option<T>) -> T {
+    value.unwrap_or_else(|| {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be NULL")).raise()
+    })
+}
+
+fn one_of(argument: &str, value: Option<String>, valid: &[&str]) -> String {
+    let value = not_null(argument, value);
+    if valid.contains(&value.as_str()) {
+        return value;
+    }
+    failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("invalid value for \"{argument}\": \"{value}\""))
+        .hint(format!("Valid values: {}.", valid.join(", ")))
+        .raise()
+}
+
+/// What both functions check before they lock anything.
+fn wanted(kind: Kind, source: Option<Regclass>, server: Option<String>, name: Option<String>) -> Wanted {
+    require_preloaded();
+    let wanted = Wanted { kind, source: not_null("source", source).0, server: not_null("server", server), name };
+    if let Some(name) = &wanted.name
+        && let Err(refusal) = check_sync_name(name)
+    {
+        refusal.raise();
+    }
+    let (server_kind, purpose) = match kind {
+        Kind::Index => (ServerKind::Engine, "an index"),
+        Kind::Cache => (ServerKind::Redis, "a cache"),
+    };
+    let fit = server::expect_kind(&wanted.server, server_kind, purpose)
+        .and_then(|()| server::check_usage(&wanted.server, catalog::caller()));
+    if let Err(refusal) = fit {
+        refusal.raise();
+    }
+    wanted
+}
+
+/// Checks the source, locks it, and reads it again as it is under the lock.
+fn lock_source(wanted: &Wanted) -> Table {
+    let check = || {
+        let table = Table::get(wanted.source);
+        table.check_kind();
+        table.check_rights(catalog::caller());
+        table
+    };
+    // Nobody may hold up the writers of a table that is not his to touch: rights first, then the lock.
+    check().lock();
+    check()
+}
+
+fn default_index(table: &Table) -> String {
+    let name = table.name.to_lowercase();
+    match index_name_problem(&name) {
+        None => name,
+        Some(problem) => failure(
+            PgSqlErrorCode::ERRCODE_INVALID_NAME,
+            format!("an index can't be named after table \"{}\": {problem}", table.name),
+        )
+        .hint("Name it: index => '…'.")
+        .raise(),
+    }
+}
+
+fn json_object(argument: &str, value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("\"{argument}\" must be a JSON object"))
+            .raise(),
+    }
+}
+
+/// The user's mapping: one object for each field. Whoever pastes a whole mapping is told what is expected.
+fn mapping_properties(value: Value) -> Map<String, Value> {
+    let properties = json_object("mapping", value);
+    if let Some((field, _)) = properties.iter().find(|(_, definition)| !definition.is_object()) {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("\"mapping\" must have a JSON object for each field: \"{field}\" has none"),
+        )
+        .hint("For example '{\"title\": {\"type\": \"text\", \"analyzer\": \"english\"}}'.")
+        .raise();
+    }
+    for wrapper in ["properties", "mappings"] {
+        if properties.len() == 1 && properties.get(wrapper).is_some_and(|inner| inner.get("type").is_none()) {
+            failure(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("\"mapping\" must hold the fields themselves, not \"{wrapper}\""),
+            )
+            .hint("For example '{\"title\": {\"type\": \"text\", \"analyzer\": \"english\"}}'.")
+            .raise();
+        }
+    }
+    properties
+}
+
+fn check_fields(table: &Table) {
+    for column in &table.columns {
+        if let Some(problem) = field_name_problem(&column.name) {
+            failure(
+                PgSqlErrorCode::ERRCODE_INVALID_NAME,
+                format!("column \"{}\" can't be a field of an index: {problem}", column.name),
+            )
+            .hint("Rename the column.")
+            .raise();
+        }
+    }
+}
+
+/// Each is a column, a column with a boost (`title^3`), or a subfield of one (`title.keyword`).
+fn check_search_fields(table: &Table, fields: Vec<Option<String>>) -> Vec<String> {
+    let fields: Vec<String> = fields.into_iter().map(|field| not_null("search_fields", field)).collect();
+    if fields.is_empty() {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"search_fields\" names no column")
+            .hint("Leave it out to search in all columns of text types.")
+            .raise();
+    }
+    for field in &fields {
+        let (name, boost) = match field.split_once('^') {
+            Some((name, boost)) => (name, Some(boost)),
+            None => (field.as_str(), None),
+        };
+        if boost.is_some_and(|boost| !boost.parse::<f32>().is_ok_and(|boost| boost.is_finite() && boost > 0.0)) {
+            failure(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("invalid boost in search field \"{field}\""),
+            )
+            .hint("For example 'title^3': the column, \"^\", and a number above zero.")
+            .raise();
+        }
+        let known = |name: &str| table.column(name).is_some();
+        if !known(name) && !name.match_indices('.').any(|(at, _)| known(&name[..at])) {
+            failure(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+                format!("column \"{name}\" named in search_fields does not exist in table \"{}\"", table.name),
+            )
+            .detail(format!("The columns are: {}.", table.column_names()))
+            .raise();
+        }
+    }
+    fields
+}
+
+/// Milliseconds of an interval, by EXTRACT(epoch)'s rule: a month is 30 days, a year 365.25.
+fn ttl_milliseconds(ttl: &Interval) -> i64 {
+    const DAY_MS: i128 = 24 * 3_600_000;
+    let (years, months) = (i128::from(ttl.months() / 12), i128::from(ttl.months() % 12));
+    let milliseconds = years * (DAY_MS * 1461 / 4)
+        + months * 30 * DAY_MS
+        + i128::from(ttl.days()) * DAY_MS
+        + i128::from(ttl.micros()).div_euclid(1000);
+    if !(1..=LONGEST_TTL_MS).contains(&milliseconds) {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "\"ttl\" must be at least a millisecond and at most 100 years",
+        )
+        .hint("Leave it out to keep keys until their rows are deleted.")
+        .raise();
+    }
+    milliseconds as i64
+}
+
+fn check_jitter(jitter: f64) -> f64 {
+    if (0.0..=1.0).contains(&jitter) {
+        return jitter;
+    }
+    failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"jitter\" must be between 0 and 1")
+        .hint("0.1 spreads expiry over a tenth of the time to live.")
+        .raise()
+}
+
+/// The address columns of a cache: the key, then what else the template names.
+fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec<String> {
+    let mut address = key.to_vec();
+    for column in template.columns() {
+        check_address_column(table, column);
+        if !address.contains(column) {
+            address.push(column.clone());
+        }
+    }
+    if let Some(missing) = key.iter().find(|column| !template.columns().contains(column)) {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("the key template doesn't name key column \"{missing}\": two rows could get the same Redis key"),
+        )
+        .detail(format!("The key of table \"{}\" is ({}).", table.name, key.join(", ")))
+        .hint(format!("Put ${{{missing}}} into the template."))
+        .raise();
+    }
+    address
+}
+
+/// Notes the sync and puts its triggers on. The source is locked by now.
+fn record(
+    wanted: Wanted,
+    table: &Table,
+    target: String,
+    key: Vec<String>,
+    address: Vec<String>,
+    options: Value,
+) -> String {
+    for column in &key {
+        check_address_column(table, column);
+    }
+    let name = match &wanted.name {
+        Some(name) => name.clone(),
+        None => default_name(&wanted, table),
+    };
+    let kind = match wanted.kind {
+        Kind::Index => "index",
+        Kind::Cache => "cache",
+    };
+    let owner = catalog::caller();
+    let recorded = privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<bool, pgrx::spi::Error> {
+            let inserted = client.update(
+                "INSERT INTO fanout.sync
+                     (name, kind, source, server, target, key_columns, address_columns, owner, options, identity)
+                 VALUES ($1, $2, $3::pg_catalog.oid::pg_catalog.regclass, $4, $5, $6, $7,
+                         $8::pg_catalog.oid::pg_catalog.regrole, $9, $10)
+                 ON CONFLICT DO NOTHING",
+                None,
+                &[
+                    name.clone().into(),
+                    kind.into(),
+                    table.oid.into(),
+                    wanted.server.clone().into(),
+                    target.clone().into(),
+                    key.into(),
+                    address.into(),
+                    owner.into(),
+                    JsonB(options).into(),
+                    identity().into(),
+                ],
+            )?;
+            Ok(inserted.len() == 1)
+        }))
+    });
+    if !recorded {
+        taken(&wanted, &name, &target);
+    }
+    triggers::create(table, &name);
+    catalog::changed();
+    name
+}
+
+/// The table's name, unless the other kind of sync of the same table has it.
+fn default_name(wanted: &Wanted, table: &Table) -> String {
+    let Some(holder) = catalog::find(&table.name) else { return table.name.clone() };
+    if holder.source != table.oid || holder.kind == wanted.kind {
+        return table.name.clone();
+    }
+    let suffix = match wanted.kind {
+        Kind::Index => "_index",
+        Kind::Cache => "_cache",
+    };
+    let name = format!("{}{suffix}", table.name);
+    if let Err(refusal) = check_sync_name(&name) {
+        refusal.hint("Name the sync: name => '…'.").raise();
+    }
+    notice!("the sync is named \"{name}\": \"{}\" is another sync of this table", table.name);
+    name
+}
+
+/// Says which of the two unique keys of `fanout.sync` is taken.
+fn taken(wanted: &Wanted, name: &str, target: &str) -> ! {
+    let code = PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT;
+    let feeder = catalog::feeding(&wanted.server, target);
+    if let Some(other) = feeder {
+        let what = match wanted.kind {
+            Kind::Index => format!("index \"{target}\""),
+            Kind::Cache => "this key template".to_owned(),
+        };
+        failure(code, format!("{what} on server \"{}\" is fed by sync \"{}\" already", wanted.server, other.name))
+            .hint(match wanted.kind {
+                Kind::Index => "Name another: index => '…'; or end that one: fanout.drop_sync().",
+                Kind::Cache => "Use another template; or end that one: fanout.drop_sync().",
+            })
+            .raise()
+    }
+    failure(code, format!("sync \"{name}\" already exists")).hint("Name this one: name => '…'.").raise()
+}

@@ -1,0 +1,111 @@
+//! Names: of syncs, of indices, of the triggers on a source.
+
+use crate::error::{Failure, failure};
+use pgrx::PgSqlErrorCode;
+
+/// What PostgreSQL leaves of an identifier (NAMEDATALEN - 1).
+const IDENTIFIER_BYTES: usize = 63;
+
+/// Engines allow 255 bytes; the concrete index behind the name ends in `-fanout-<generation>`.
+const INDEX_BYTES: usize = 200;
+
+/// Fails unless a sync may be called that.
+pub fn check_sync_name(name: &str) -> Result<(), Failure> {
+    let problem = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > IDENTIFIER_BYTES {
+        "it is longer than 63 bytes"
+    } else if name.chars().any(char::is_control) {
+        "it contains a control character"
+    } else {
+        return Ok(());
+    };
+    Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid sync name: {problem}")))
+}
+
+/// Why engines would refuse an index of that name, if they would.
+pub fn index_name_problem(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    if name.len() > INDEX_BYTES {
+        return Some(format!("it is longer than {INDEX_BYTES} bytes"));
+    }
+    if name == "." || name == ".." {
+        return Some("it must not be \".\" or \"..\"".to_owned());
+    }
+    if name == delivery::ownership::CONTROL_INDEX {
+        return Some("pg_fanout keeps its own notes in the index of that name".to_owned());
+    }
+    if name.starts_with(['-', '_', '+']) {
+        return Some("it must not begin with \"-\", \"_\" or \"+\"".to_owned());
+    }
+    if let Some(character) = name.chars().find(|character| r#"\/*?"<>|,#:"#.contains(*character)) {
+        return Some(format!("it must not contain {character}"));
+    }
+    if name.chars().any(|character| character.is_whitespace() || character.is_control()) {
+        return Some("it must not contain spaces or control characters".to_owned());
+    }
+    if name.to_lowercase() != name {
+        return Some("it must be in lower case".to_owned());
+    }
+    None
+}
+
+/// Fails unless engines allow an index of that name.
+pub fn check_index_name(name: &str) -> Result<(), Failure> {
+    match index_name_problem(name) {
+        None => Ok(()),
+        Some(problem) => {
+            Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid index name \"{name}\": {problem}")))
+        }
+    }
+}
+
+/// Why a column of that name can't be a field of a document, if it can't: engines refuse each document with it.
+pub fn field_name_problem(name: &str) -> Option<&'static str> {
+    /// Fields that engines keep for themselves.
+    const METADATA: &[&str] = &[
+        "_id",
+        "_index",
+        "_source",
+        "_routing",
+        "_ignored",
+        "_field_names",
+        "_seq_no",
+        "_version",
+        "_primary_term",
+        "_nested_path",
+        "_type",
+        "_tier",
+        "_size",
+    ];
+    if METADATA.contains(&name) {
+        Some("engines use that name for themselves")
+    } else if name.trim().is_empty() || name.split('.').any(|part| part.trim().is_empty()) {
+        Some("engines take dots for a path, and one of its parts is empty")
+    } else {
+        None
+    }
+}
+
+/// The names of the row trigger and the TRUNCATE trigger of a sync.
+pub fn trigger_names(sync: &str) -> (String, String) {
+    const LONGEST: &str = "fanout__truncate";
+    let stem = if sync.len() + LONGEST.len() <= IDENTIFIER_BYTES {
+        sync.to_owned()
+    } else {
+        // Shortened names stay different by a hash of the whole.
+        let mut end = IDENTIFIER_BYTES - LONGEST.len() - 9;
+        while !sync.is_char_boundary(end) {
+            end -= 1;
+        }
+        format!("{}_{:08x}", &sync[..end], fnv1a(sync))
+    };
+    (format!("fanout_{stem}"), format!("fanout_{stem}_truncate"))
+}
+
+/// FNV-1a: a hash that stays the same in every version, since names made with it are kept in databases.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}

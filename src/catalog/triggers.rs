@@ -1,0 +1,96 @@
+//! The triggers of a sync on its source.
+//!
+//! The caller creates them with the caller's own rights. What needs the table's owner beyond that (ENABLE ALWAYS, DEPENDS
+//! ON EXTENSION, and dropping them again) is done as the owner: it concerns our own triggers only.
+
+use crate::catalog::acting::{acting_as, privileged};
+use crate::catalog::naming::trigger_names;
+use crate::catalog::ours;
+use crate::catalog::source::Table;
+use crate::server::quoted;
+use pgrx::{Spi, pg_sys};
+
+/// A string as SQL text needs it.
+fn literal(text: &str) -> String {
+    pgrx::spi::quote_literal(text)
+}
+
+fn run(commands: &[String]) {
+    ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+        for command in commands {
+            client.update(command, None, &[])?;
+        }
+        Ok(())
+    }));
+}
+
+/// Creates those of the two triggers that `table` lacks, as the current role.
+///
+/// The TRUNCATE trigger of a partitioned table fires for TRUNCATE of the table as a whole, not of a partition by its
+/// own name: PostgreSQL doesn't clone statement triggers.
+pub fn create(table: &Table, sync: &str) {
+    let (row, truncate) = trigger_names(sync);
+    let existing = existing(table.oid, sync);
+    let has = |name: &str| existing.iter().any(|trigger| trigger == name);
+    let relation = table.quoted();
+    let mut as_caller = Vec::new();
+    if !has(&row) {
+        as_caller.push(format!(
+            "CREATE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE ON {relation} FOR EACH ROW EXECUTE FUNCTION fanout.capture({})",
+            quoted(&row),
+            literal(sync)
+        ));
+    }
+    if !has(&truncate) {
+        as_caller.push(format!(
+            "CREATE TRIGGER {} AFTER TRUNCATE ON {relation} FOR EACH STATEMENT EXECUTE FUNCTION fanout.capture({})",
+            quoted(&truncate),
+            literal(sync)
+        ));
+    }
+    run(&as_caller);
+    // ALWAYS: changes that an apply worker or a session with session_replication_role = replica makes are changes too.
+    let as_owner: Vec<String> = [row, truncate]
+        .iter()
+        .flat_map(|trigger| {
+            let trigger = quoted(trigger);
+            [
+                format!("ALTER TABLE {relation} ENABLE ALWAYS TRIGGER {trigger}"),
+                format!("ALTER TRIGGER {trigger} ON {relation} DEPENDS ON EXTENSION pg_fanout"),
+            ]
+        })
+        .collect();
+    acting_as(table.owner, || run(&as_owner));
+}
+
+/// Drops every trigger on `table` that captures for the sync, those put there by hand too.
+pub fn drop_all(table: &Table, sync: &str) {
+    let relation = table.quoted();
+    let commands: Vec<String> = existing(table.oid, sync)
+        .iter()
+        .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {relation}", quoted(trigger)))
+        .collect();
+    acting_as(table.owner, || run(&commands));
+}
+
+/// The triggers on a table that call `fanout.capture` with the sync's name.
+fn existing(table: pg_sys::Oid, sync: &str) -> Vec<String> {
+    privileged(|| {
+        ours(Spi::connect(|client| -> Result<Vec<String>, pgrx::spi::Error> {
+            let mut names = Vec::new();
+            for row in client.select(
+                "SELECT t.tgname::text FROM pg_catalog.pg_trigger t
+                 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                 WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgparentid = 0
+                   AND n.nspname = 'fanout' AND p.proname = 'capture'
+                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea",
+                None,
+                &[table.into(), sync.into()],
+            )? {
+                names.extend(row.get::<String>(1)?);
+            }
+            Ok(names)
+        }))
+    })
+}
