@@ -39,7 +39,6 @@ pub extern "C-unwind" fn _PG_init() {
     settings::define();
     capture::register();
     if preloading {
-        worker::shared::request();
         worker::register();
     }
 }

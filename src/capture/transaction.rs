@@ -88,6 +88,7 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _arg:
             FLUSHED.set(true);
         }
         XACT_EVENT_COMMIT => {
+            crate::worker::transaction_ended(true);
             end();
             if WAKE.replace(false) {
                 shared::wake_worker();
@@ -95,6 +96,7 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _arg:
         }
         // Nobody calls us at COMMIT PREPARED: the worker's heartbeat finds what it made visible.
         XACT_EVENT_PREPARE | XACT_EVENT_ABORT => {
+            crate::worker::transaction_ended(false);
             end();
             WAKE.set(false);
         }

@@ -15,6 +15,14 @@ mod signals;
 mod store;
 mod target;
 mod transaction;
+mod utility;
 
-pub use launcher::register;
+pub use utility::transaction_ended;
 pub use process::on_relcache;
+
+/// Asks for shared memory, registers the launcher and the hook on utility statements. Called while the library is preloaded.
+pub fn register() {
+    shared::request();
+    launcher::register();
+    utility::register();
+}
