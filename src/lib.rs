@@ -5,11 +5,14 @@
 #[cfg(not(panic = "unwind"))]
 compile_error!("pg_fanout must be compiled with panic = \"unwind\": Postgres errors travel as panics");
 
+mod cache;
 mod capture;
 mod catalog;
 mod document;
 mod error;
 mod journal;
+mod network;
+mod search;
 mod server;
 mod settings;
 mod status;

@@ -1,0 +1,95 @@
+//! From a foreign server's name to what a request needs, with the caller's rights and the caller's user mapping.
+
+use delivery::config::{EngineConfig, RedisConfig, ServerConfig};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::{Asked, ClientKey, Clients, raise};
+use crate::error::failure;
+
+/// A search engine that the caller may use.
+pub struct EngineTarget {
+    /// The foreign server.
+    pub server: String,
+    /// Which client.
+    pub key: ClientKey,
+    /// Where and how.
+    pub config: EngineConfig,
+}
+
+/// A Redis that the caller may use.
+pub struct CacheTarget {
+    /// The foreign server.
+    pub server: String,
+    /// Which connection.
+    pub key: ClientKey,
+    /// Where and how.
+    pub config: RedisConfig,
+}
+
+fn resolve(server: &str) -> (ClientKey, ServerConfig) {
+    // SAFETY: reads the identity that this statement runs under.
+    let user = unsafe { pg_sys::GetUserId() };
+    let config = crate::server::config(server, user).unwrap_or_else(|failure| failure.raise());
+    let name = std::ffi::CString::new(server).unwrap_or_default();
+    // SAFETY: a catalog look-up by a NUL-terminated name; InvalidOid for what is missing.
+    let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
+    (ClientKey { server: oid.to_u32(), user: user.to_u32() }, config)
+}
+
+/// The search engine behind a foreign server, or an ERROR.
+pub fn engine_target(server: &str) -> EngineTarget {
+    match resolve(server) {
+        (key, ServerConfig::Engine(config)) => EngineTarget { server: server.to_owned(), key, config },
+        _ => wrong_kind(server, "a search engine", "fanout_elasticsearch"),
+    }
+}
+
+/// The Redis behind a foreign server, or an ERROR.
+pub fn cache_target(server: &str) -> CacheTarget {
+    match resolve(server) {
+        (key, ServerConfig::Redis(config)) => CacheTarget { server: server.to_owned(), key, config },
+        _ => wrong_kind(server, "a Redis", "fanout_redis"),
+    }
+}
+
+fn wrong_kind(server: &str, wanted: &str, wrapper: &str) -> ! {
+    failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("server \"{server}\" is not {wanted}"))
+        .hint(format!("Its foreign data wrapper must be {wrapper}."))
+        .raise()
+}
+
+impl CacheTarget {
+    /// Runs `command` on the helper thread, and raises its failure. A connection that broke while it was idle is made anew
+    /// once, if `command` may be given twice.
+    pub fn run<T: Send + 'static>(
+        &self,
+        repeatable: bool,
+        command: impl Fn(&mut delivery::keyspace::RedisTarget) -> delivery::Result<T> + Send + 'static,
+    ) -> T {
+        let (key, config) = (self.key, self.config.clone());
+        let outcome = super::request(move |clients: &mut Clients| {
+            let first = clients.cache(key, &config).and_then(&command);
+            let Err(error) = first else { return first };
+            if error.kind() == delivery::ErrorKind::BadRequest {
+                return Err(error);
+            }
+            clients.forget_cache(key);
+            if repeatable && error.kind() == delivery::ErrorKind::ConnectionLost {
+                return clients.cache(key, &config).and_then(&command);
+            }
+            Err(error)
+        });
+        outcome.unwrap_or_else(|error| {
+            if error.message().contains("WRONGTYPE") {
+                failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "the key does not hold a string")
+                    .detail(error.to_string())
+                    .hint(
+                        "A hash, a list and the like can't be read as text: a cache with format 'json' holds strings.",
+                    )
+                    .raise();
+            }
+            raise(&Asked { server: &self.server, index: None }, &error)
+        })
+    }
+}
