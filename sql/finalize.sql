@@ -29,3 +29,7 @@ COMMENT ON FUNCTION fanout.enqueue IS
     'says that a row changed, by the values of its key columns: it is delivered, or deleted from the target, as it is then';
 COMMENT ON FUNCTION fanout.enqueue_keys IS
     'says that many rows changed, for a key of one column; returns how many';
+
+COMMENT ON SEQUENCE fanout.sync_sync_id_seq IS 'numbers of syncs';
+COMMENT ON FUNCTION fanout.wait IS
+    'returns when all that was committed before the call is in the sync''s target, searchable or cached';

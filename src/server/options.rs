@@ -58,7 +58,7 @@ pub fn parse(items: impl IntoIterator<Item = String>) -> Options {
 
 fn invalid(option: &str, expected: impl std::fmt::Display) -> Failure {
     failure(
-        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        PgSqlErrorCode::ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
         format!("invalid value for option \"{option}\": {expected}"),
     )
 }
