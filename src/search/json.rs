@@ -11,18 +11,6 @@ use pgrx::{FromDatum, IntoDatum, direct_function_call, direct_function_call_as_d
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonText(pub String);
 
-impl JsonText {
-    /// Whether it is an object.
-    pub fn is_object(&self) -> bool {
-        self.0.starts_with('{')
-    }
-
-    /// Whether it is an array.
-    pub fn is_array(&self) -> bool {
-        self.0.starts_with('[')
-    }
-}
-
 impl FromDatum for JsonText {
     unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
         if is_null {

@@ -6,6 +6,7 @@
 mod body;
 mod cursor;
 mod json;
+mod known;
 mod planner;
 mod rows;
 mod scope;
@@ -42,7 +43,8 @@ type Hits = TableIterator<
     ),
 >;
 
-#[allow(clippy::too_many_arguments)]
+// pgrx reads the columns out of the signature: neither may be shortened.
+#[allow(clippy::too_many_arguments, clippy::type_complexity)]
 #[pg_extern(volatile, parallel_restricted, cost = 10000, support = planner::search_support)]
 fn es_search(
     index: Option<&str>,
@@ -71,13 +73,14 @@ fn es_search(
         name!(cursor, Option<String>),
     ),
 > {
-    let sync = sync_named(index);
-    refuse_row_security(&sync);
+    let known = sync_named(index);
+    refuse_row_security(&known.sync);
     let arguments = gather(query, dsl, filter, fields, size, after, sort, highlight, source, min_score, options);
-    hits(&place_of(&sync), &arguments)
+    hits(&place_of(&known), &arguments)
 }
 
-#[allow(clippy::too_many_arguments)]
+// pgrx reads the columns out of the signature: neither may be shortened.
+#[allow(clippy::too_many_arguments, clippy::type_complexity)]
 #[pg_extern(volatile, parallel_restricted, cost = 10000, support = planner::search_support)]
 fn es_search_index(
     server: Option<&str>,
@@ -120,9 +123,9 @@ fn es_count(
     fields: default!(Option<Vec<Option<String>>>, "NULL"),
     options: default!(Option<JsonText>, "NULL"),
 ) -> i64 {
-    let sync = sync_named(index);
-    refuse_row_security(&sync);
-    let place = place_of(&sync);
+    let known = sync_named(index);
+    refuse_row_security(&known.sync);
+    let place = place_of(&known);
     let arguments = gather(query, dsl, filter, fields, None, None, None, None, None, None, options);
     let search = body::compose_count(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
     send(&place, search).total.map_or(0, |(total, _)| total as i64)

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::json::JsonText;
 use super::scope::{place_of, sync_named};
-use super::{body, gather, planner, refuse, send};
+use super::{body, gather, refuse, send};
 use crate::catalog::Sync;
 use crate::error::failure;
 
@@ -33,7 +33,8 @@ fn es_rows(
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> SetOfIterator<'static, AnyElement> {
     let _ = base;
-    let sync = sync_named(index);
+    let known = sync_named(index);
+    let sync = &known.sync;
     // SAFETY: Postgres fills in flinfo before the call; both functions only look up types.
     let (given, wanted) =
         unsafe { (pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, 0), pg_sys::get_rel_type_id(sync.source)) };
@@ -48,10 +49,10 @@ fn es_rows(
     }
     let mut arguments = gather(query, dsl, filter, fields, size, after, sort, None, None, min_score, options);
     arguments.source_fields.clone_from(&sync.key_columns);
-    let place = place_of(&sync);
+    let place = place_of(&known);
     let search = body::compose(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
     let response = send(&place, search);
-    let rows = fetch(&sync, &table, &response.hits);
+    let rows = fetch(sync, &table, &response.hits);
     SetOfIterator::new(rows.into_iter().filter_map(move |row| {
         // SAFETY: a non-null datum of the type that it is said to be of.
         unsafe { AnyElement::from_polymorphic_datum(row, false, wanted) }

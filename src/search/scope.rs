@@ -1,10 +1,13 @@
 //! Where a search goes: the index behind a sync or a name, and whether the caller may.
 
+use std::rc::Rc;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::body::Scope;
-use crate::catalog::{self, Kind, Sync, mapping};
+use super::known::{self, Known};
+use crate::catalog::{Kind, Sync};
 use crate::error::failure;
 use crate::network::{EngineTarget, engine_target};
 
@@ -18,13 +21,10 @@ pub struct Place {
     pub scope: Scope,
 }
 
-/// Types whose values are equal in the index only if they are equal in the table. Not `date`, `double` and the like, which
-/// round, nor `ip`, which leaves out what is a network.
-const EXACT_TYPES: [&str; 7] = ["boolean", "byte", "integer", "keyword", "long", "short", "unsigned_long"];
-
 /// The sync named by the argument `index`, whose source the caller may read.
-pub fn sync_named(index: Option<&str>) -> Sync {
-    let sync = catalog::get(present("index", index));
+pub fn sync_named(index: Option<&str>) -> Rc<Known> {
+    let known = known::sync(present("index", index));
+    let sync = &known.sync;
     if sync.kind != Kind::Index {
         failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("sync \"{}\" feeds no index", sync.name))
             .hint("fanout.index_table() makes a sync that does; redis_get() reads what this one feeds.")
@@ -53,7 +53,7 @@ pub fn sync_named(index: Option<&str>) -> Sync {
             .detail(format!("A search in \"{}\" needs SELECT on the table that it is fed from.", sync.name))
             .raise();
     }
-    sync
+    known
 }
 
 /// Refuses if row-level security hides rows of the source from the caller: the index holds them all.
@@ -71,34 +71,8 @@ pub fn refuse_row_security(sync: &Sync) {
 }
 
 /// The index that a sync feeds.
-pub fn place_of(sync: &Sync) -> Place {
-    let search_fields = mapping::search_fields(sync);
-    let body = mapping::index_body(sync);
-    let properties = &body["mappings"]["properties"];
-    let unique: Option<Vec<(String, String)>> =
-        sync.key_columns.iter().map(|column| exact_field(column, properties)).collect();
-    Place {
-        target: engine_target(&sync.server),
-        index: sync.target.clone(),
-        scope: Scope { search_fields, unique: unique.unwrap_or_default(), confined: true },
-    }
-}
-
-/// The field that holds a key column's exact value, and its type.
-fn exact_field(column: &str, properties: &serde_json::Value) -> Option<(String, String)> {
-    let property = &properties[column];
-    let exact = |field: &serde_json::Value| {
-        let sortable = field["doc_values"] != serde_json::Value::Bool(false);
-        field["type"].as_str().filter(|kind| sortable && EXACT_TYPES.contains(kind)).map(str::to_owned)
-    };
-    if let Some(kind) = exact(property) {
-        return Some((column.to_owned(), kind));
-    }
-    let (name, kind) = property["fields"]
-        .as_object()?
-        .iter()
-        .find_map(|(name, field)| exact(field).map(|kind| (name.clone(), kind)))?;
-    Some((format!("{column}.{name}"), kind))
+pub fn place_of(known: &Known) -> Place {
+    Place { target: engine_target(&known.sync.server), index: known.sync.target.clone(), scope: known.scope.clone() }
 }
 
 /// An index that no sync needs to feed.

@@ -30,7 +30,7 @@ pub const MAX_HALVINGS: u32 = 6;
 
 /// How many words count when `fields` fields are searched (0: unknown).
 pub fn words_for(fields: usize) -> usize {
-    if fields == 0 { 32 } else { (CLAUSE_BUDGET / fields).clamp(4, MAX_WORDS) }
+    CLAUSE_BUDGET.checked_div(fields).map_or(32, |words| words.clamp(4, MAX_WORDS))
 }
 
 /// The bounded text, with at most `max_words` words. `halvings` divides all the bounds by two so many times: for an index

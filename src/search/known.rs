@@ -1,0 +1,96 @@
+//! What a search must know of a sync, kept by the backend until anything about a table changes: reading it anew costs as
+//! much as a quarter of a fast search.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Once;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::body::Scope;
+use crate::catalog::{self, Sync, mapping};
+
+/// A sync, and what its index' mapping says.
+pub struct Known {
+    pub sync: Sync,
+    pub scope: Scope,
+}
+
+/// More than this in one backend: begin anew.
+const MAX_KNOWN: usize = 256;
+
+/// Types whose values are equal in the index only if they are equal in the table. Not `date`, `double` and the like, which
+/// round, nor `ip`, which leaves out what is a network.
+const EXACT_TYPES: [&str; 7] = ["boolean", "byte", "integer", "keyword", "long", "short", "unsigned_long"];
+
+thread_local! {
+    static KNOWN: RefCell<HashMap<String, Rc<Known>>> = RefCell::new(HashMap::new());
+    /// Grows with every invalidation: what was read before is then no longer believed.
+    static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
+    /// The count at which `KNOWN` was begun.
+    static BEGUN_AT: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The sync of that name, or an ERROR.
+pub fn sync(name: &str) -> Rc<Known> {
+    static REGISTERED: Once = Once::new();
+    // SAFETY: called once a backend on its main thread, with a function that lives as long as the process.
+    REGISTERED.call_once(|| unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), pg_sys::Datum::from(0_usize));
+    });
+    // What others have committed by now counts, as it would if the catalog were read.
+    // SAFETY: within a transaction, on the main thread.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+    let now = INVALIDATIONS.get();
+    if BEGUN_AT.replace(now) != now {
+        KNOWN.with_borrow_mut(HashMap::clear);
+    }
+    if let Some(known) = KNOWN.with_borrow(|known| known.get(name).cloned()) {
+        return known;
+    }
+    let sync = catalog::get(name);
+    let known = Rc::new(Known { scope: scope(&sync), sync });
+    // Reading may itself have taken in an invalidation: then this is good for now, but not for later.
+    if INVALIDATIONS.get() == now {
+        KNOWN.with_borrow_mut(|all| {
+            if all.len() >= MAX_KNOWN {
+                all.clear();
+            }
+            all.insert(name.to_owned(), Rc::clone(&known));
+        });
+    }
+    known
+}
+
+/// Postgres calls it for every relation that changed, those of this transaction too. Only counts: it may come at any time.
+#[pg_guard]
+unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, _relation: pg_sys::Oid) {
+    INVALIDATIONS.set(INVALIDATIONS.get().wrapping_add(1));
+}
+
+fn scope(sync: &Sync) -> Scope {
+    let body = mapping::index_body(sync);
+    let properties = &body["mappings"]["properties"];
+    let unique: Option<Vec<(String, String)>> =
+        sync.key_columns.iter().map(|column| exact_field(column, properties)).collect();
+    Scope { search_fields: mapping::search_fields(sync), unique: unique.unwrap_or_default(), confined: true }
+}
+
+/// The field that holds a key column's exact value, and its type.
+fn exact_field(column: &str, properties: &serde_json::Value) -> Option<(String, String)> {
+    let property = &properties[column];
+    let exact = |field: &serde_json::Value| {
+        let sortable = field["doc_values"] != serde_json::Value::Bool(false);
+        field["type"].as_str().filter(|kind| sortable && EXACT_TYPES.contains(kind)).map(str::to_owned)
+    };
+    if let Some(kind) = exact(property) {
+        return Some((column.to_owned(), kind));
+    }
+    let (name, kind) = property["fields"]
+        .as_object()?
+        .iter()
+        .find_map(|(name, field)| exact(field).map(|kind| (name.clone(), kind)))?;
+    Some((format!("{column}.{name}"), kind))
+}
