@@ -29,7 +29,7 @@ CREATE TABLE fanout.sync (
     identity        text NOT NULL,
     paused          boolean NOT NULL DEFAULT false,
     generation      int NOT NULL DEFAULT 1,
-    phase           text NOT NULL DEFAULT 'create' CHECK (phase IN ('create', 'backfill', 'reconcile', 'live')),
+    phase           text NOT NULL DEFAULT 'create' CHECK (phase IN ('create', 'backfill', 'reconcile', 'live', 'drop')),
     position        bytea,
     rows_done       bigint NOT NULL DEFAULT 0,
     rows_total      bigint,
@@ -44,7 +44,7 @@ COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each o
 COMMENT ON COLUMN fanout.sync.owner IS 'the role as which the worker reads the source';
 COMMENT ON COLUMN fanout.sync.identity IS 'the cluster and database that the sync was made in: under another it is parked until fanout.adopt()';
 COMMENT ON COLUMN fanout.sync.generation IS 'number of the concrete index behind the alias; fanout.resync() makes the next';
-COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes';
+COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';
 
 CREATE TABLE fanout.dead_letter (
@@ -90,7 +90,7 @@ CREATE TABLE fanout.journal_2 (LIKE fanout.journal_template INCLUDING STORAGE) U
 COMMENT ON TABLE fanout.journal_1 IS 'a segment of the journal';
 COMMENT ON TABLE fanout.journal_2 IS 'a segment of the journal';
 
-GRANT SELECT, UPDATE ON fanout.sync TO fanout_worker;
+GRANT SELECT, UPDATE, DELETE ON fanout.sync TO fanout_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON fanout.dead_letter, fanout.pending TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.clock TO fanout_worker;
 

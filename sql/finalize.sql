@@ -22,7 +22,7 @@ COMMENT ON FUNCTION fanout.reconcile IS
 COMMENT ON FUNCTION fanout.adopt IS
     'makes a sync (NULL: all of yours) that was restored or copied one of this database, and takes over its target; returns how many';
 COMMENT ON FUNCTION fanout.drop_sync IS
-    'ends a sync: drops its triggers and its state; the target stays';
+    'ends a sync: drops its triggers and its state; the target stays unless drop_target';
 COMMENT ON FUNCTION fanout.retry IS
     'tries the dead letters of a sync (or the one with this id) anew; returns how many';
 COMMENT ON FUNCTION fanout.enqueue IS

@@ -94,29 +94,35 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
     tables.len() as i64
 }
 
-/// Ends a sync: its triggers, its row, its dead letters. The target stays.
+/// Ends a sync: its triggers, its row, its dead letters. The target stays, unless `drop_target`: then the worker removes
+/// the index, or the keys of the template, and the sync goes with it once that is done.
 #[pg_extern(schema = "fanout")]
 fn drop_sync(sync: Option<&str>, drop_target: default!(bool, "false")) {
     let Some(name) = sync else {
         failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
     };
     let sync = owned(name);
-    if drop_target {
-        failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "fanout.drop_sync() can't drop the target yet")
-            .hint("Drop the sync with drop_target => false, then the target by the target's own means.")
-            .raise();
-    }
     if let Some(table) = Table::find(sync.source) {
         // DROP TRIGGER takes ACCESS EXCLUSIVE on the source; only then our own tables are touched.
         triggers::drop_all(&table, &sync.name);
     }
+    // Parked: the target is another cluster's, and no worker of ours may touch it.
+    let drop_target = drop_target && sync.identity == catalog::identity();
+    let sql = if drop_target {
+        "UPDATE fanout.sync SET phase = 'drop', position = NULL, paused = false WHERE sync_id = $1"
+    } else {
+        "DELETE FROM fanout.sync WHERE sync_id = $1"
+    };
     privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
-            client.update("DELETE FROM fanout.sync WHERE sync_id = $1", None, &[sync.id.into()])?;
+            client.update(sql, None, &[sync.id.into()])?;
             Ok(())
         }));
     });
     catalog::changed();
+    if drop_target {
+        return;
+    }
     match sync.kind {
         Kind::Index => {
             notice!("index \"{}\" on server \"{}\" stays as it is", sync.concrete_index(), sync.server);

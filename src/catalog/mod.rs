@@ -37,6 +37,8 @@ pub enum Phase {
     Reconcile,
     /// Only changes are delivered.
     Live,
+    /// The target is to be removed, and then the sync.
+    Drop,
 }
 
 impl Phase {
@@ -47,6 +49,7 @@ impl Phase {
             Phase::Backfill => "backfill",
             Phase::Reconcile => "reconcile",
             Phase::Live => "live",
+            Phase::Drop => "drop",
         }
     }
 
@@ -55,6 +58,7 @@ impl Phase {
             "backfill" => Phase::Backfill,
             "reconcile" => Phase::Reconcile,
             "live" => Phase::Live,
+            "drop" => Phase::Drop,
             _ => Phase::Create,
         }
     }

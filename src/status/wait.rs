@@ -36,17 +36,16 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
     // The worker makes the slot; a sync that was committed a moment ago has none yet.
     let began = Instant::now();
     let left = |began: Instant| limit.map(|limit| limit.saturating_sub(began.elapsed()));
-    let mut ticket = None;
+    let ticket = shared::ticket();
     loop {
         let slot = shared::sync_slot(sync.id, true);
         if let Some(slot) = slot {
-            let wanted = *ticket.get_or_insert_with(|| {
-                let ticket = slot.want();
-                shared::wake_worker();
-                ticket
-            });
-            if slot.done() >= wanted {
+            if slot.done() >= ticket {
                 break;
+            }
+            if slot.wanted() < ticket {
+                slot.want(ticket);
+                shared::wake_worker();
             }
         }
         let now = catalog::get(name);

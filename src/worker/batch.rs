@@ -224,7 +224,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     let slots = runner.pending.take(limit(runner));
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
-    let (pending, delete_instead) = (&runner.pending, &mut runner.delete_instead);
+    let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
     let read = read_as_owner(runner.sync.owner, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
@@ -248,9 +248,6 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     });
     match read {
         Ok(((batches, mean), unknown)) => {
-            for &slot in &slots {
-                delete_instead.remove(runner.pending.address(slot));
-            }
             for slot in unknown {
                 // Not an address of this source: nothing can be done for it.
                 runner.pending.acknowledge(slot);

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 /// Sender threads for a search engine, unless the server says otherwise.
 const SENDERS: usize = 2;
 /// Ids or keys of a target asked for at a time.
-const PAGE: usize = 2000;
+pub const PAGE: usize = 2000;
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
 const SCAN_PENDING: usize = 20_000;
 
@@ -47,6 +47,8 @@ pub enum Task {
     SwapAlias,
     /// Nothing depends on its outcome.
     Farewell,
+    /// The target, or a page of it, is being removed; the cursor of the next page.
+    Drop(Option<String>),
     /// A refresh that fulfils this ticket.
     Refresh(u64),
     /// A page of ids or keys.
@@ -307,7 +309,13 @@ impl Worker {
                     if let Some(runner) = self.runners.get_mut(&sync) {
                         match &runner.source {
                             Some((source, _)) if source.layout != layout => reconcile.push(sync),
-                            _ => runner.pending.mark(address),
+                            _ => {
+                                // A later change of a refused row tries it anew.
+                                if !runner.delete_instead.is_empty() {
+                                    runner.delete_instead.remove(address);
+                                }
+                                runner.pending.mark(address);
+                            }
                         }
                     }
                 }
@@ -374,6 +382,9 @@ impl Worker {
             return false;
         }
         let Some(runner) = self.runners.get_mut(&id) else { return false };
+        if runner.sync.phase == Phase::Drop {
+            return super::target::remove(self, id);
+        }
         if runner.source.is_none() && !resolve(runner) {
             return false;
         }

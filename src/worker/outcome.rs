@@ -109,6 +109,7 @@ pub fn take(worker: &mut Worker, report: Report) {
             }
         }
         Task::Farewell => {}
+        Task::Drop(next) => super::target::removed(worker, id, next, report.result),
         task => super::target::answered(worker, id, &task, report.result),
     }
 }
@@ -227,7 +228,8 @@ fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
     if !runner.dead.is_empty() {
         for &slot in slots {
             let address = runner.pending.address(slot);
-            if runner.dead.contains(address) {
+            // A deletion in place of a refused document does not cure it.
+            if !runner.delete_instead.remove(address) && runner.dead.contains(address) {
                 cured.push(address.to_vec());
             }
         }

@@ -226,6 +226,7 @@ impl Runner {
                 Phase::Backfill => SyncState::Backfill,
                 Phase::Reconcile => SyncState::Reconcile,
                 Phase::Live => SyncState::Live,
+                Phase::Drop => SyncState::Dropping,
             }
         });
         slot.pending.store(self.pending.len() as u64 + self.stored.max(0) as u64, Relaxed);

@@ -82,12 +82,14 @@ pub enum SyncState {
     Blocked = 7,
     /// The target does not answer; it is tried again.
     Retrying = 8,
+    /// The target is being removed, and then the sync.
+    Dropping = 9,
 }
 
 impl SyncState {
     fn from(byte: u8) -> Self {
         use SyncState::*;
-        [Waiting, Creating, Backfill, Reconcile, Live, Paused, Parked, Blocked, Retrying]
+        [Waiting, Creating, Backfill, Reconcile, Live, Paused, Parked, Blocked, Retrying, Dropping]
             .get(byte as usize)
             .copied()
             .unwrap_or(Waiting)
@@ -106,6 +108,7 @@ impl SyncState {
             Parked => "parked",
             Blocked => "blocked",
             Retrying => "retrying",
+            Dropping => "dropping",
         }
     }
 }
@@ -137,6 +140,8 @@ pub struct SyncSlot {
 #[repr(C)]
 struct Control {
     launcher: AtomicPtr<pg_sys::Latch>,
+    /// The last ticket given out by [`ticket`].
+    tickets: AtomicU64,
     databases: [Database; MAX_DATABASES],
     syncs: [SyncSlot; MAX_SYNCS],
 }
@@ -437,6 +442,12 @@ pub fn sync_slot(sync: i32, take: bool) -> Option<&'static SyncSlot> {
     })
 }
 
+/// Draws a ticket for [`SyncSlot::want`]. Tickets grow over the whole cluster, so that who fulfils one has fulfilled all
+/// that were drawn before it.
+pub fn ticket() -> u64 {
+    control().map_or(0, |control| control.tickets.fetch_add(1, SeqCst) + 1)
+}
+
 /// Frees the slots of this database whose sync is not among `living`.
 pub fn free_sync_slots(living: &[i32]) {
     if let Some(control) = control() {
@@ -498,9 +509,10 @@ impl SyncSlot {
         })
     }
 
-    /// Asks that all committed so far be delivered and searchable; gives the ticket to wait for.
-    pub fn want(&self) -> u64 {
-        self.wait_wanted.fetch_add(1, SeqCst) + 1
+    /// Asks that all that was committed before the ticket was drawn be delivered and searchable. May be said again: a slot
+    /// that was freed and taken anew meanwhile has forgotten it.
+    pub fn want(&self, ticket: u64) {
+        self.wait_wanted.fetch_max(ticket, SeqCst);
     }
 
     /// The last ticket that was asked for.

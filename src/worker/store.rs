@@ -18,6 +18,12 @@ pub fn set_phase(sync: i32, phase: Phase, rows_done: i64, rows_total: Option<i64
     );
 }
 
+/// Ends a sync whose target is gone.
+pub fn remove_sync(sync: i32) {
+    run("DELETE FROM fanout.sync WHERE sync_id = $1", &[sync.into()]);
+    crate::catalog::changed();
+}
+
 /// Notes how far a scan is.
 pub fn set_position(sync: i32, position: &[u8], rows_done: i64, rows_total: Option<i64>) {
     run(

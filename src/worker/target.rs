@@ -1,13 +1,15 @@
 //! Getting a target ready: claim it, make the index, keep saying that we are alive.
 
-use super::cycle::{Task, Worker, begin_phase, begin_scan};
+use super::cycle::{PAGE, Task, Worker, begin_phase, begin_scan};
 use super::outcome::{fail, filled_anew};
 use super::runner::{HEARTBEAT, Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase};
 use delivery::engine::IndexState;
+use delivery::keyspace::RedisBatch;
 use delivery::ownership::{ClaimOutcome, Heartbeat};
 use delivery::sender::{JobKind, JobResult};
+use delivery::template::KeyTemplate;
 use std::time::Instant;
 
 /// Asks the next thing of a target that is not ready; sends the heartbeat of one that is. True if a job was sent.
@@ -115,7 +117,7 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                     }
                     return;
                 }
-                (IndexState::Exists, Phase::Live | Phase::Backfill | Phase::Reconcile) => {}
+                (IndexState::Exists, Phase::Live | Phase::Backfill | Phase::Reconcile | Phase::Drop) => {}
                 // Left behind by an earlier life of the same name: what is in it has to be compared.
                 (IndexState::Exists, Phase::Create) => begin_phase(runner, Phase::Reconcile),
                 // Empty: deleted behind our back, or new.
@@ -130,6 +132,73 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             let _ = worker.send(id, Task::Farewell, JobKind::DeleteIndex { concrete });
         }
         _ => {}
+    }
+}
+
+/// Removes the target of a sync that is to end: the index, or the keys of the template page by page. True if a job was sent.
+pub fn remove(worker: &mut Worker, id: i32) -> bool {
+    let Some(runner) = worker.runners.get_mut(&id) else { return false };
+    // What is on its way to the target could make it anew.
+    if runner.batches > 0 || matches!(runner.target, Target::Asked) {
+        return false;
+    }
+    let kind = match runner.sync.kind {
+        Kind::Index => JobKind::DeleteIndex { concrete: runner.sync.concrete_index() },
+        Kind::Cache => {
+            let glob = runner.template.as_ref().map(KeyTemplate::glob).unwrap_or_default();
+            JobKind::ScanKeys { glob, cursor: None, count: PAGE }
+        }
+    };
+    if worker.send(id, Task::Drop(None), kind).is_err() {
+        return false;
+    }
+    if let Some(runner) = worker.runners.get_mut(&id) {
+        runner.target = Target::Asked;
+    }
+    true
+}
+
+/// A step of the removal is done: the next page, or the end.
+pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: delivery::Result<JobResult>) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let (task, kind) = match result {
+        Err(error) => {
+            runner.target = Target::Unknown;
+            fail(runner, &error);
+            return;
+        }
+        Ok(JobResult::Keys(page)) => {
+            let mut batch = RedisBatch::new();
+            let ours = |key: &&String| runner.template.as_ref().is_some_and(|known| known.parse_key(key).is_some());
+            for (slot, key) in page.keys.iter().filter(ours).enumerate() {
+                batch.push_delete(slot as u32, key);
+            }
+            (Task::Drop(Some(page.cursor.map_or_else(String::new, |cursor| cursor.to_string()))), JobKind::Redis(batch))
+        }
+        Ok(JobResult::Redis(_)) if next.as_deref().is_some_and(|cursor| !cursor.is_empty()) => {
+            let glob = runner.template.as_ref().map(KeyTemplate::glob).unwrap_or_default();
+            let cursor = next.and_then(|cursor| cursor.parse().ok());
+            (Task::Drop(None), JobKind::ScanKeys { glob, cursor, count: PAGE })
+        }
+        Ok(_) => {
+            let ownership = runner.ownership.take();
+            if let Err(failed) = transaction(|| super::store::remove_sync(id)) {
+                runner.target = Target::Unknown;
+                runner.back_off(&failed.to_string());
+                return;
+            }
+            if let Some(ownership) = ownership {
+                let _ = worker.send(id, Task::Farewell, JobKind::Release(ownership));
+            }
+            worker.runners.remove(&id);
+            return;
+        }
+    };
+    if worker.send(id, task, kind).is_err()
+        && let Some(runner) = worker.runners.get_mut(&id)
+    {
+        // The queue is full: from the start, a little later.
+        runner.target = Target::Unknown;
     }
 }
 

@@ -177,8 +177,8 @@ impl Engine {
         Ok(counted.count)
     }
 
-    /// All ids of an index, page by page; `cursor` is `None` for the first, which takes a snapshot of what searches see
-    /// (refresh before). It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
+    /// All ids of an index, page by page; `cursor` is `None` for the first, which refreshes the index and takes a
+    /// snapshot of it: a document that was written but is not searchable yet must not be missed. It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
     /// `size` is at most 10,000.
     pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
         #[derive(Deserialize)]
@@ -205,6 +205,7 @@ impl Engine {
         const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id";
         let reply = match cursor {
             None => {
+                self.refresh(index)?;
                 let path = format!(
                     "/{}/_search?scroll={SCROLL}&allow_partial_search_results=false&ignore_unavailable=false\
                      &allow_no_indices=false&{FILTER}",
