@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,14 +45,21 @@ class Engine:
     def __init__(self, url):
         parts = urlsplit(url)
         self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=120)
+        self.refusals = 0
 
     def ask(self, method, path, body=None):
         kind = "application/x-ndjson" if path.split("?")[0].endswith("_bulk") else "application/json"
-        self.connection.request(method, path, body, {"Content-Type": kind} if body else {})
-        reply = self.connection.getresponse()
-        text = reply.read()
+        while True:
+            self.connection.request(method, path, body, {"Content-Type": kind} if body else {})
+            reply = self.connection.getresponse()
+            text = reply.read()
+            if reply.status != 429:
+                break
+            # Asked for patience, which the worker grants as well.
+            self.refusals += 1
+            time.sleep(0.1)
         if reply.status >= 400 and reply.status != 404:
-            sys.exit(f"bench: {method} {path}: {reply.status} {text[:500]!r}")
+            raise RuntimeError(f"{method} {path}: {reply.status} {text[:500]!r}")
         return text
 
     def stock(self, row):
@@ -89,7 +97,7 @@ VARIANTS = {
     "redis": "sync to Redis",
     "opensearch": "sync to OpenSearch",
 }
-ROUNDS, SECONDS, CLIENTS = 3, 8, 4
+ROUNDS, SECONDS, CLIENTS = 5, 4, 4
 
 
 def writes():
@@ -158,7 +166,7 @@ BACKFILLS = 3
 def bulk_bodies():
     """What the worker would send, serialised beforehand. Also the mean size of a document."""
     version = time.time_ns() // 1000
-    documents = psql("COPY (SELECT id || ' ' || row_to_json(plain) FROM plain ORDER BY id) TO STDOUT (FORMAT csv, QUOTE E'\\x01')")
+    documents = psql("SELECT id || ' ' || row_to_json(plain) FROM plain ORDER BY id")
     lines = [line.split(" ", 1) for line in documents.split("\n")]
     assert len(lines) == ROWS
     items = [
@@ -170,28 +178,25 @@ def bulk_bodies():
 
 
 def send_all(url, index, bodies):
-    """A plain client: CONNECTIONS connections, each with the next body as soon as the last was answered."""
-    left, failed, lock = list(reversed(bodies)), [], threading.Lock()
+    """A plain client: CONNECTIONS connections, each with the next body as soon as the last was answered. Gives how many
+    requests were refused for a while (status 429)."""
+    left, lock = list(reversed(bodies)), threading.Lock()
+    # What the worker asks for, so that the engine has as much to answer.
     keep = "items.*._id,items.*.status,items.*._seq_no,items.*.error"
 
     def work():
         engine = Engine(url)
         while True:
             with lock:
-                if not left or failed:
-                    return
+                if not left:
+                    return engine.refusals
                 body = left.pop()
             reply = engine.ask("POST", f"/{index}/_bulk?filter_path={keep}", body)
             if b'"error"' in reply or reply.count(b'"_id"') != BATCH:
-                failed.append(reply[:500])
+                raise RuntimeError(f"a bulk request failed: {reply[:500]!r}")
 
-    threads = [threading.Thread(target=work) for _ in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        sys.exit(f"bench: a bulk request failed: {failed[0]!r}")
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return sum(done.result() for done in [pool.submit(work) for _ in range(CONNECTIONS)])
 
 
 def backfill():
@@ -201,17 +206,19 @@ def backfill():
     for name, url in ENGINES.items():
         engine = Engine(url)
         rates = {"plain": [], "fanout": []}
+        refusals = {"plain": 0, "fanout": 0}
         for turn in range(BACKFILLS):
             for kind in ("plain", "fanout") if turn % 2 == 0 else ("fanout", "plain"):
                 index = f"{RUN}_{kind}_{turn}"
                 begun = time.perf_counter()
                 if kind == "plain":
                     engine.ask("PUT", f"/{index}", mapping)
-                    send_all(url, index, bodies)
+                    refusals[kind] += send_all(url, index, bodies)
                     engine.ask("POST", f"/{index}/_refresh")
                 else:
                     psql(f"SELECT fanout.index_table('plain', server => '{name}', name => 'backfill', index => '{index}')")
                     psql("SELECT fanout.wait('backfill', timeout => '5 minutes')")
+                    refusals[kind] += int(psql("SELECT retried FROM fanout.status WHERE sync = 'backfill'"))
                 rates[kind].append(ROWS / (time.perf_counter() - begun))
                 found = json.loads(engine.ask("GET", f"/{index}/_count"))["count"]
                 if found != ROWS:
@@ -223,7 +230,8 @@ def backfill():
         plain, ours = statistics.median(rates["plain"]), statistics.median(rates["fanout"])
         result.append({
             "engine": name, "document_bytes": round(size), "fanout_per_s": round(ours), "plain_per_s": round(plain),
-            "ratio": round(ours / plain, 3), "runs": {kind: [round(rate) for rate in of] for kind, of in rates.items()},
+            "ratio": round(ours / plain, 3), "refused_requests_plain": refusals["plain"],
+            "retried_documents_fanout": refusals["fanout"], "runs": {kind: [round(rate) for rate in of] for kind, of in rates.items()},
         })
     return result
 
@@ -240,7 +248,7 @@ def backfill_table(rows):
 
 # --- lag --------------------------------------------------------------------------------------------------------------
 
-PROBES, WRITES_A_SECOND = 500, 200
+PROBES, WRITES_A_SECOND = 300, 200
 
 
 def probe(target, pause):
