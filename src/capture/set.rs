@@ -49,9 +49,7 @@ impl Group {
             if seen.is_empty() {
                 for index in 0..ends.len() {
                     let hashed = hash(Self::address(bytes, ends, index));
-                    seen.insert_unique(hashed, index as u32, |&other| {
-                        hash(Self::address(bytes, ends, other as usize))
-                    });
+                    seen.insert_unique(hashed, index as u32, |&other| hash(Self::address(bytes, ends, other as usize)));
                 }
             }
             let hashed = hash(address);
@@ -126,9 +124,9 @@ impl AddressSet {
 
     /// True if an address of that sync is held.
     pub fn holds(&self, sync: i32) -> bool {
-        self.levels.iter().any(|level| {
-            level.reconcile.contains(&sync) || level.groups.iter().any(|group| group.sync == sync)
-        })
+        self.levels
+            .iter()
+            .any(|level| level.reconcile.contains(&sync) || level.groups.iter().any(|group| group.sync == sync))
     }
 
     fn level(&mut self, nest: i32) -> &mut Level {

@@ -187,11 +187,7 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
                 None => return Plan::Reconcile { sync: sync.id },
                 Some(attribute) => columns.push((
                     i32::from(attribute.attnum),
-                    Storage {
-                        type_oid: attribute.atttypid,
-                        length: attribute.attlen,
-                        by_value: attribute.attbyval,
-                    },
+                    Storage { type_oid: attribute.atttypid, length: attribute.attlen, by_value: attribute.attbyval },
                 )),
             }
         }

@@ -116,10 +116,7 @@ impl Plans {
             pgrx::itemptr::item_pointer_set_all(&mut tid, block, offset);
             tid
         });
-        let mut arguments = [
-            pg_sys::Datum::from(&raw mut *bounds[0]),
-            pg_sys::Datum::from(&raw mut *bounds[1]),
-        ];
+        let mut arguments = [pg_sys::Datum::from(&raw mut *bounds[0]), pg_sys::Datum::from(&raw mut *bounds[1])];
         execute(self.by_block, &mut arguments, source, visit)
     }
 }
@@ -134,8 +131,7 @@ fn execute(
     // SAFETY: the plan was prepared with as many parameters; the tuple table lives until the session ends, and each
     // tuple has the address columns and then a json value.
     unsafe {
-        let result =
-            pg_sys::SPI_execute_plan(plan, arguments.as_mut_ptr(), std::ptr::null(), true, 0);
+        let result = pg_sys::SPI_execute_plan(plan, arguments.as_mut_ptr(), std::ptr::null(), true, 0);
         if result != pg_sys::SPI_OK_SELECT as i32 {
             pgrx::error!("a statement of pg_fanout did not run: SPI result {result}");
         }

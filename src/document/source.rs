@@ -10,22 +10,22 @@ use std::ffi::{CStr, CString};
 #[derive(Debug)]
 pub enum Unreadable {
     /// The table is gone.
-    NoTable,
+    Table,
     /// A column that the address is made from is gone.
-    NoColumn(String),
+    Column(String),
     /// A key column's type has no equality operator (any more).
-    NoOperator(String),
+    Operator(String),
 }
 
 impl std::fmt::Display for Unreadable {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoTable => write!(out, "the source table does not exist any more; fanout.drop_sync() ends the sync"),
-            Self::NoColumn(name) => write!(
+            Self::Table => write!(out, "the source table does not exist any more; fanout.drop_sync() ends the sync"),
+            Self::Column(name) => write!(
                 out,
                 "column \"{name}\" of the source does not exist any more; drop the sync and make it anew with another key"
             ),
-            Self::NoOperator(name) => write!(out, "the type of key column \"{name}\" has no equality operator"),
+            Self::Operator(name) => write!(out, "the type of key column \"{name}\" has no equality operator"),
         }
     }
 }
@@ -56,9 +56,7 @@ enum Output {
 
 fn name(name: *mut std::ffi::c_char) -> String {
     // SAFETY: a palloc'd C string, or null.
-    unsafe {
-        if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() }
-    }
+    unsafe { if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() } }
 }
 
 fn quoted(text: &str) -> String {
@@ -74,7 +72,7 @@ impl Source {
         unsafe {
             let table = name(pg_sys::get_rel_name(sync.source));
             if table.is_empty() {
-                return Err(Unreadable::NoTable);
+                return Err(Unreadable::Table);
             }
             let schema = name(pg_sys::get_namespace_name(pg_sys::get_rel_namespace(sync.source)));
             let mut storages = Vec::new();
@@ -82,10 +80,10 @@ impl Source {
             let mut key_arrays = Vec::new();
             let mut conditions = Vec::new();
             for (position, column) in sync.address_columns.iter().enumerate() {
-                let column_c = CString::new(column.as_str()).map_err(|_| Unreadable::NoColumn(column.clone()))?;
+                let column_c = CString::new(column.as_str()).map_err(|_| Unreadable::Column(column.clone()))?;
                 let number = pg_sys::get_attnum(sync.source, column_c.as_ptr());
                 if number <= 0 {
-                    return Err(Unreadable::NoColumn(column.clone()));
+                    return Err(Unreadable::Column(column.clone()));
                 }
                 let type_oid = pg_sys::get_atttype(sync.source, number);
                 let (mut length, mut by_value) = (0, false);
@@ -106,13 +104,14 @@ impl Source {
                     // A domain has an array type of its own, and its operator is that of its base type.
                     let array = pg_sys::get_array_type(type_oid);
                     if operator == pg_sys::InvalidOid || array == pg_sys::InvalidOid {
-                        return Err(Unreadable::NoOperator(column.clone()));
+                        return Err(Unreadable::Operator(column.clone()));
                     }
                     conditions.push((quoted(column), operator_name(operator)));
                     key_arrays.push(array);
                 }
             }
-            let columns: Vec<String> = sync.address_columns.iter().map(|column| format!("t.{}", quoted(column))).collect();
+            let columns: Vec<String> =
+                sync.address_columns.iter().map(|column| format!("t.{}", quoted(column))).collect();
             let select = format!("SELECT {}, pg_catalog.row_to_json(t.*)", columns.join(", "));
             let table = format!("{}.{}", quoted(&schema), quoted(&table));
             let by_key = if let [(column, operator)] = conditions.as_slice() {
@@ -192,8 +191,7 @@ impl Source {
                         let text = CString::new(text.as_str()).ok()?;
                         let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
                         pg_sys::getTypeInputInfo(storage.type_oid, &mut function, &mut parameter);
-                        let datum =
-                            pg_sys::OidInputFunctionCall(function, text.as_ptr().cast_mut(), parameter, -1);
+                        let datum = pg_sys::OidInputFunctionCall(function, text.as_ptr().cast_mut(), parameter, -1);
                         image::put_datum(&mut address, storage, datum, false);
                     }
                 }

@@ -132,8 +132,7 @@ impl<F: FnMut(&[u8])> Packer<F> {
             } else {
                 while taken < count {
                     let mut next = rest;
-                    if take_address(&mut next, layout.columns as usize).is_none()
-                        || addresses.len() - next.len() > room
+                    if take_address(&mut next, layout.columns as usize).is_none() || addresses.len() - next.len() > room
                     {
                         break;
                     }

@@ -36,11 +36,8 @@ impl Seen {
                 if xid > next & 0xffff_ffff { (epoch.saturating_sub(1) << 32) | xid } else { (epoch << 32) | xid }
             };
             let snapshot = &*snapshot;
-            let xip = if snapshot.xcnt == 0 {
-                &[]
-            } else {
-                std::slice::from_raw_parts(snapshot.xip, snapshot.xcnt as usize)
-            };
+            let xip =
+                if snapshot.xcnt == 0 { &[] } else { std::slice::from_raw_parts(snapshot.xip, snapshot.xcnt as usize) };
             let mut running: Vec<u64> = xip.iter().map(|&xid| widen(xid)).collect();
             running.sort_unstable();
             Self { xmin: widen(snapshot.xmin), xmax: widen(snapshot.xmax), running }

@@ -73,11 +73,6 @@ fn server(name: &str) -> Result<Server, Failure> {
     Ok(Server { oid, name: name.to_owned(), kind, options })
 }
 
-/// What kind of target the server is.
-pub fn kind(server_name: &str) -> Result<ServerKind, Failure> {
-    server(server_name).map(|server| server.kind)
-}
-
 /// Fails unless the server is of the kind that `purpose` (such as "an index") needs.
 pub fn expect_kind(server_name: &str, kind: ServerKind, purpose: &str) -> Result<(), Failure> {
     let server = server(server_name)?;

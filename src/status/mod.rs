@@ -65,9 +65,7 @@ fn sync_activity() -> TableIterator<
         .map(|sync| {
             let word = state(&sync);
             match shared::sync_slot(sync.id, false) {
-                None => {
-                    (sync.id, word, None, 0, 0, 0, 0, 0, sync.rows_done, sync.rows_total, 0, None, None)
-                }
+                None => (sync.id, word, None, 0, 0, 0, 0, 0, sync.rows_done, sync.rows_total, 0, None, None),
                 Some(slot) => {
                     let oldest = slot.oldest.load(Relaxed);
                     let error = slot.error();

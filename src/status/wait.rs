@@ -19,9 +19,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
             .hint("Give the name of a sync: SELECT sync FROM fanout.status.")
             .raise();
     };
-    let limit = timeout.map(|interval| {
-        Duration::from_micros(u64::try_from(interval.as_micros().max(0)).unwrap_or(u64::MAX))
-    });
+    let limit =
+        timeout.map(|interval| Duration::from_micros(u64::try_from(interval.as_micros().max(0)).unwrap_or(u64::MAX)));
     let sync = catalog::get(name);
     if capture::has_captured(sync.id) {
         failure(
@@ -95,10 +94,7 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
 }
 
 fn not_preloaded() -> ! {
-    failure(
-        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        "pg_fanout is not in shared_preload_libraries",
-    )
-    .hint("Add it to shared_preload_libraries and restart the server.")
-    .raise()
+    failure(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "pg_fanout is not in shared_preload_libraries")
+        .hint("Add it to shared_preload_libraries and restart the server.")
+        .raise()
 }

@@ -21,10 +21,12 @@ impl Clock {
     /// Starts above everything that was reserved before.
     pub fn start() -> Result<Self, Failed> {
         let reserved = transaction(|| {
-            Spi::connect(|client| client.select("SELECT reserved FROM fanout.clock", None, &[])?.first().get_one::<i64>())
-                .ok()
-                .flatten()
-                .unwrap_or(0)
+            Spi::connect(|client| {
+                client.select("SELECT reserved FROM fanout.clock", None, &[])?.first().get_one::<i64>()
+            })
+            .ok()
+            .flatten()
+            .unwrap_or(0)
         })?;
         let mut clock = Self { last: reserved, reserved };
         clock.reserve()?;

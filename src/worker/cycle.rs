@@ -212,10 +212,8 @@ impl Worker {
         self.database.set_sleeping(true);
         // A commit between the last poll and this point has seen "not sleeping" and set no latch.
         if self.polled_commits == Some(self.database.commits()) {
-            let events = pg_sys::WL_LATCH_SET
-                | pg_sys::WL_TIMEOUT
-                | pg_sys::WL_SOCKET_READABLE
-                | pg_sys::WL_EXIT_ON_PM_DEATH;
+            let events =
+                pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
             // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
             unsafe {
                 pg_sys::pgstat_report_stat(true);
@@ -567,11 +565,9 @@ impl Worker {
             Ids::Asked => false,
             Ids::Next(cursor) => {
                 let kind = match runner.sync.kind {
-                    Kind::Index => JobKind::ScanIds {
-                        index: runner.sync.concrete_index(),
-                        cursor: cursor.clone(),
-                        size: PAGE,
-                    },
+                    Kind::Index => {
+                        JobKind::ScanIds { index: runner.sync.concrete_index(), cursor: cursor.clone(), size: PAGE }
+                    }
                     Kind::Cache => JobKind::ScanKeys {
                         glob: runner.template.as_ref().map(|template| template.glob()).unwrap_or_default(),
                         cursor: cursor.as_ref().and_then(|cursor| cursor.parse().ok()),
@@ -735,7 +731,8 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         || sync.source != old.source
         || sync.address_columns != old.address_columns
         || sync.options != old.options;
-    let phase = sync.phase != old.phase || (sync.position.is_none() && old.phase == Phase::Live && sync.phase != Phase::Live);
+    let phase =
+        sync.phase != old.phase || (sync.position.is_none() && old.phase == Phase::Live && sync.phase != Phase::Live);
     if sync.paused != old.paused || sync.identity != old.identity {
         runner.not_before = None;
     }

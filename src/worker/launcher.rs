@@ -62,10 +62,11 @@ pub extern "C-unwind" fn fanout_launcher_main(_arg: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
         shared::attach_launcher();
         for (oid, wanted) in databases() {
-            if wanted && let Some(database) = shared::database_of(oid) {
-                if database.state() == WorkerState::None {
-                    database.set_state(WorkerState::Wanted);
-                }
+            if wanted
+                && let Some(database) = shared::database_of(oid)
+                && database.state() == WorkerState::None
+            {
+                database.set_state(WorkerState::Wanted);
             }
         }
         let mut launched: HashMap<pg_sys::Oid, Launched> = HashMap::new();

@@ -17,8 +17,8 @@ mod target;
 mod transaction;
 mod utility;
 
-pub use utility::transaction_ended;
 pub use process::on_relcache;
+pub use utility::transaction_ended;
 
 /// Asks for shared memory, registers the launcher and the hook on utility statements. Called while the library is preloaded.
 pub fn register() {

@@ -340,7 +340,10 @@ fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>)
         }
     }
     if foreign > 0 {
-        pgrx::log!("pg_fanout: the target of sync \"{}\" holds {foreign} entries that are none of ours", runner.sync.name);
+        pgrx::log!(
+            "pg_fanout: the target of sync \"{}\" holds {foreign} entries that are none of ours",
+            runner.sync.name
+        );
     }
     if let Some(scan) = &mut runner.scan {
         scan.ids = if cursor.is_some() { Ids::Next(cursor) } else { Ids::Done };

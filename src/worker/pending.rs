@@ -22,7 +22,9 @@ enum State {
     /// To be queued at a time that `later` knows.
     Delayed,
     /// Being read or delivered; `again` is the epoch of a change that came meanwhile.
-    InFlight { again: Option<Epoch> },
+    InFlight {
+        again: Option<Epoch>,
+    },
 }
 
 struct Entry {

@@ -85,10 +85,8 @@ impl Rotation {
             Some(place) if self.sealed[place].found == found => place,
             other => {
                 // Left just now, or a writer that chose it before was late: what was found until now has to be settled.
-                let epochs = runners
-                    .iter_mut()
-                    .map(|(&id, runner)| (id, runner.pending.next_epoch(shared::now())))
-                    .collect();
+                let epochs =
+                    runners.iter_mut().map(|(&id, runner)| (id, runner.pending.next_epoch(shared::now()))).collect();
                 let since = other.map_or_else(Instant::now, |place| self.sealed[place].since);
                 self.sealed.retain(|sealed| sealed.number != number);
                 self.sealed.push(Sealed { number, found, epochs, since });

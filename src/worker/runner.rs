@@ -103,7 +103,12 @@ impl Runner {
             heartbeat_due: None,
             scan: None,
             batches: 0,
-            flow: Aimd::new(Bounds { min_concurrency: 1, max_concurrency: 4, min_bytes: 16 * 1024, max_bytes: 64 * 1024 * 1024 }),
+            flow: Aimd::new(Bounds {
+                min_concurrency: 1,
+                max_concurrency: 4,
+                min_bytes: 16 * 1024,
+                max_bytes: 64 * 1024 * 1024,
+            }),
             backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
             not_before: None,
             failing: false,

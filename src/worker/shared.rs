@@ -188,8 +188,7 @@ unsafe extern "C-unwind" fn on_startup() {
             previous();
         }
         let mut found = false;
-        let control: *mut Control =
-            pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size_of::<Control>(), &mut found).cast();
+        let control: *mut Control = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), size_of::<Control>(), &mut found).cast();
         if !found {
             control.write_bytes(0, 1);
             for database in &mut (*control).databases {
@@ -423,9 +422,8 @@ pub fn sync_slot(sync: i32, take: bool) -> Option<&'static SyncSlot> {
     let control = control()?;
     // SAFETY: constant in a connected backend.
     let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-    let find = || {
-        control.syncs.iter().find(|slot| slot.database.load(Acquire) == database && slot.sync.load(Acquire) == sync)
-    };
+    let find =
+        || control.syncs.iter().find(|slot| slot.database.load(Acquire) == database && slot.sync.load(Acquire) == sync);
     find().or_else(|| {
         if !take {
             return None;
@@ -463,7 +461,8 @@ pub fn free_sync_slots(living: &[i32]) {
 
 impl SyncSlot {
     fn reset(&self) {
-        for counter in [&self.pending, &self.in_flight, &self.delivered, &self.retried, &self.dead_letters, &self.rate] {
+        for counter in [&self.pending, &self.in_flight, &self.delivered, &self.retried, &self.dead_letters, &self.rate]
+        {
             counter.store(0, Relaxed);
         }
         for counter in [&self.oldest, &self.rows_done, &self.rows_total, &self.error_at] {

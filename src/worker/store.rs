@@ -120,7 +120,10 @@ pub fn drop_stored(sync: i32) {
 
 fn bytes(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Vec<Vec<u8>> {
     Spi::connect(|client| {
-        client.select(sql, None, args)?.map(|row| Ok(row.get::<Vec<u8>>(1)?.unwrap_or_default())).collect::<Result<_, _>>()
+        client
+            .select(sql, None, args)?
+            .map(|row| Ok(row.get::<Vec<u8>>(1)?.unwrap_or_default()))
+            .collect::<Result<_, _>>()
     })
     .unwrap_or_else(|error: pgrx::spi::Error| error!("{error}"))
 }

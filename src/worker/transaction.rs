@@ -79,10 +79,7 @@ fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
             let (CaughtError::PostgresError(report)
             | CaughtError::ErrorReport(report)
             | CaughtError::RustPanic { ereport: report, .. }) = &*caught;
-            Failed {
-                sqlstate: unpack_sqlstate(report.sql_error_code() as i32),
-                message: report.message().to_owned(),
-            }
+            Failed { sqlstate: unpack_sqlstate(report.sql_error_code() as i32), message: report.message().to_owned() }
         }
         Err(payload) => {
             let message = payload
