@@ -120,7 +120,6 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
-    #[cfg(not(any(feature = "pg13", feature = "pg14")))]
     // SAFETY: the prefix is a C string; called while the library is loaded, after its settings are defined.
     unsafe {
         pgrx::pg_sys::MarkGUCPrefixReserved(c"fanout".as_ptr());

@@ -148,11 +148,11 @@ impl Open {
 
     fn file(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.
-        #[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15"))]
+        #[cfg(feature = "pg15")]
         unsafe {
             (*self.0).rd_node.relNode
         }
-        #[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15")))]
+        #[cfg(not(feature = "pg15"))]
         unsafe {
             (*self.0).rd_locator.relNumber
         }

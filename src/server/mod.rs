@@ -115,14 +115,14 @@ fn role_exists(role: pg_sys::Oid) -> bool {
     }
 }
 
-#[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15"))]
+#[cfg(feature = "pg15")]
 fn has_usage(server: pg_sys::Oid, user: pg_sys::Oid) -> bool {
     // SAFETY: a privilege look-up on the main thread for a server that was just read.
     let answer = unsafe { pg_sys::pg_foreign_server_aclcheck(server, user, pg_sys::ACL_USAGE as pg_sys::AclMode) };
     answer == pg_sys::AclResult::ACLCHECK_OK
 }
 
-#[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15")))]
+#[cfg(not(feature = "pg15"))]
 fn has_usage(server: pg_sys::Oid, user: pg_sys::Oid) -> bool {
     // SAFETY: a privilege look-up on the main thread for a server that was just read.
     let answer = unsafe {

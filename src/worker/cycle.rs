@@ -455,7 +455,7 @@ impl Worker {
     pub fn claim(&self, runner: &Runner) -> Claim {
         Claim {
             target: runner.sync.target.clone(),
-            identity: catalog::identity(),
+            identity: super::process::incarnation(),
             nonce: self.nonce.clone(),
             by: format!("pg_fanout, database {}", super::process::database_name()),
             heartbeat_every: HEARTBEAT,

@@ -109,6 +109,16 @@ pub fn serve_interrupts() {
     }
 }
 
+/// Who we are to a target: this cluster, on this timeline, and this database.
+///
+/// The timeline tells a promoted copy (a base backup started as a test system, an old primary brought back) from the cluster
+/// that it was copied from: such a one must wait until the owner falls silent, or be told to adopt.
+pub fn incarnation() -> String {
+    // SAFETY: reads values of shared memory; a worker runs only after recovery, which the timeline's getter asserts.
+    let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
+    format!("{}/{timeline}", catalog::identity())
+}
+
 /// The name of this database.
 pub fn database_name() -> String {
     transaction(|| {

@@ -136,12 +136,7 @@ unsafe fn names_us(objects: *mut pg_sys::List) -> bool {
 /// The text of a String node.
 unsafe fn value(node: *mut pg_sys::Node) -> *const c_char {
     // SAFETY: the caller has a String node.
-    unsafe {
-        #[cfg(any(feature = "pg13", feature = "pg14"))]
-        return (*node.cast::<pg_sys::Value>()).val.str_;
-        #[cfg(not(any(feature = "pg13", feature = "pg14")))]
-        return (*node.cast::<pg_sys::String>()).sval;
-    }
+    unsafe { (*node.cast::<pg_sys::String>()).sval }
 }
 
 /// A text option of a database statement.
