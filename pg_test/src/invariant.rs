@@ -29,12 +29,18 @@ struct Entry {
 /// missing, nothing extra, nothing different.
 pub fn assert_in_step(world: &mut World, sync: &str) {
     world.wait(sync);
-    let differences = differences(world, sync);
-    assert!(
-        differences.is_empty(),
-        "\"{sync}\" is not in step, {} differences, among them:\n{}",
-        differences.len(),
-        differences.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("\n")
+    let found = differences(world, sync);
+    if found.is_empty() {
+        return;
+    }
+    // What is late and what is lost are different faults; whoever looks into this wants to know which it is.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let later = differences(world, sync).len();
+    let status = world.db.try_rows(&format!("SELECT * FROM fanout.status WHERE sync = '{sync}'"));
+    panic!(
+        "\"{sync}\" is not in step, {} differences (five seconds later: {later}), among them:\n{}\nfanout.status: {status:?}",
+        found.len(),
+        found.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("\n")
     );
 }
 

@@ -10,7 +10,8 @@ on_each_engine!(
     reconcile_repairs_all_that_differs,
     resync_rebuilds_the_index,
     a_hand_made_trigger_feeds_a_sync,
-    a_document_of_a_later_version_is_no_obstacle
+    a_document_of_a_later_version_is_no_obstacle,
+    a_reconcile_that_is_interrupted_forgets_nothing
 );
 
 fn enqueue_delivers_what_was_lost(world: &mut World, engine: &Engine) {
@@ -116,6 +117,31 @@ fn a_document_of_a_later_version_is_no_obstacle(world: &mut World, engine: &Engi
     assert_in_step(world, &sync);
     world.db.exec("UPDATE product SET name = 'later' WHERE id = 3; INSERT INTO product (id, name) VALUES (4, 'again')");
     assert_in_step(world, &sync);
+}
+
+/// What has to go is known only from the target's ids. A worker that ends between having listed and having deleted them
+/// must list them again.
+fn a_reconcile_that_is_interrupted_forgets_nothing(world: &mut World, engine: &Engine) {
+    products(world, 100);
+    let index = world.index_name("product");
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    // The ids can be listed, but nothing can be deleted.
+    let block = |on: bool| engine.ask("PUT", &format!("/{index}/_settings"), Some(json!({"index.blocks.write": on})));
+    for id in 90_000..90_020 {
+        engine.ask("PUT", &format!("/{index}/_doc/{id}"), Some(json!({"id": id, "name": "planted"})));
+    }
+    block(true);
+    world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+    eventually("the engine has refused a deletion", Duration::from_secs(20), || {
+        world.status(&sync, "last_error") != "NULL"
+    });
+    world.db.exec(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
+    );
+    block(false);
+    in_step_soon(world, &sync);
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn what_was_rolled_back_leaves_the_rest_alone(world: &mut World, engine: &Engine
 }
 
 fn outer_changes_survive_a_spill_inside_a_rolled_back_savepoint(world: &mut World, engine: &Engine) {
-    world.db.exec("CREATE TABLE reading (id bigint PRIMARY KEY, n int); INSERT INTO reading SELECT i, 0 FROM generate_series(1, 60000) AS i");
+    world.db.exec("CREATE TABLE reading (id bigint PRIMARY KEY, n int); INSERT INTO reading SELECT i, 0 FROM generate_series(1, 30000) AS i");
     let sync = world.index_table("reading", engine, "");
     assert_in_step(world, &sync);
     world.db.exec("SET fanout.capture_memory = '64kB'");
@@ -69,7 +69,7 @@ fn outer_changes_survive_a_spill_inside_a_rolled_back_savepoint(world: &mut Worl
     world.db.exec("UPDATE reading SET n = 2; UPDATE reading SET n = 3; ROLLBACK TO a");
     // The set must have forgotten what it spilled: these keys were in it.
     world.db.exec("UPDATE reading SET n = 4 WHERE id BETWEEN 20000 AND 20100");
-    world.db.exec("SAVEPOINT b; UPDATE reading SET n = 5 WHERE id BETWEEN 20050 AND 40000; RELEASE b; COMMIT");
+    world.db.exec("SAVEPOINT b; UPDATE reading SET n = 5 WHERE id BETWEEN 20050 AND 28000; RELEASE b; COMMIT");
     assert_in_step(world, &sync);
     world.db.exec("BEGIN; UPDATE reading SET n = 6; ROLLBACK");
     assert_in_step(world, &sync);
@@ -82,7 +82,7 @@ fn outer_changes_survive_a_spill_inside_a_rolled_back_savepoint(world: &mut Worl
                  RAISE EXCEPTION 'undo';
              EXCEPTION WHEN raise_exception THEN NULL;
              END;
-             DELETE FROM reading WHERE id > 59900;
+             DELETE FROM reading WHERE id > 29900;
          END $$",
     );
     assert_in_step(world, &sync);
