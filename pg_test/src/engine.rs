@@ -127,6 +127,7 @@ impl Engine {
         for index in self.indices(part) {
             self.request("DELETE", &format!("/{index}"), None);
         }
+        self.request("POST", "/pg_fanout_control/_refresh", None);
         let (_, page) = self.request("POST", "/pg_fanout_control/_search", Some(json!({"size": 10000})));
         for hit in page["hits"]["hits"].as_array().into_iter().flatten() {
             if hit.to_string().contains(part) {
@@ -134,6 +135,17 @@ impl Engine {
                 self.request("DELETE", &format!("/pg_fanout_control/_doc/{id}"), None);
             }
         }
+    }
+
+    /// Removes the index of that name with all its generations, and the note of who owns it.
+    pub fn remove(&self, index: &str) {
+        for concrete in self.indices(&format!("{index}-fanout-")) {
+            // A longer name may end in this one.
+            if concrete.starts_with(index) {
+                self.request("DELETE", &format!("/{concrete}"), None);
+            }
+        }
+        self.request("DELETE", &format!("/pg_fanout_control/_doc/{}", percent(index)), None);
     }
 }
 

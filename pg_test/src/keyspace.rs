@@ -79,6 +79,13 @@ impl Keyspace {
         keys.into_iter().map(|key| (key.clone(), Value::Object(self.hash(&key)))).collect()
     }
 
+    /// Removes every key that begins with `prefix`.
+    pub fn remove(&mut self, prefix: &str) {
+        for key in self.keys(prefix) {
+            self.connection.del::<_, ()>(&key).expect("DEL");
+        }
+    }
+
     /// Removes every key whose name contains `part`: the tests' own and the control keys that name them.
     pub fn clean(&mut self, part: &str) {
         for key in self.matching(&format!("*{}*", literal(part))) {

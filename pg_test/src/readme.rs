@@ -4,6 +4,7 @@
 //! blank lines between) is what psql should have printed: its lines must occur in the output, in that order; a line
 //! that is only `…` or `...` stands for anything, and differences in white space do not count.
 
+use crate::environment::variable;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -50,6 +51,13 @@ pub fn steps(markdown: &str) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// The document with the addresses of its examples replaced by those of the stack.
+pub fn on_the_stack(markdown: &str) -> String {
+    markdown
+        .replace("http://127.0.0.1:9200", &variable("OPENSEARCH_URL"))
+        .replace("redis://127.0.0.1:6379/0", &variable("REDIS_URL"))
 }
 
 /// Runs the steps in one psql session each, and panics at the first that fails or prints something else.
