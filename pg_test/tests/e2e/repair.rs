@@ -136,6 +136,12 @@ fn a_reconcile_that_is_interrupted_forgets_nothing(world: &mut World, engine: &E
     eventually("the engine has refused a deletion", Duration::from_secs(20), || {
         world.status(&sync, "last_error") != "NULL"
     });
+    // However long one looks: what is not deleted is not done.
+    let phase = format!("SELECT phase FROM fanout.sync WHERE name = '{sync}'");
+    for _ in 0..50 {
+        assert_eq!(world.db.value(&phase), "reconcile");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     world.db.exec(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
