@@ -29,11 +29,14 @@ CREATE TABLE fanout.sync (
     identity        text NOT NULL,
     paused          boolean NOT NULL DEFAULT false,
     generation      int NOT NULL DEFAULT 1,
+    request         int NOT NULL DEFAULT 0,
     phase           text NOT NULL DEFAULT 'create' CHECK (phase IN ('create', 'backfill', 'reconcile', 'live', 'drop')),
     position        bytea,
     rows_done       bigint NOT NULL DEFAULT 0,
     rows_total      bigint,
     adopt           boolean NOT NULL DEFAULT false,
+    layout          bigint,
+    claimed         text,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     UNIQUE (server, target)
 );
@@ -44,6 +47,9 @@ COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each o
 COMMENT ON COLUMN fanout.sync.owner IS 'the role as which the worker reads the source';
 COMMENT ON COLUMN fanout.sync.identity IS 'the cluster and database that the sync was made in: under another it is parked until fanout.adopt()';
 COMMENT ON COLUMN fanout.sync.generation IS 'number of the concrete index behind the alias; fanout.resync() makes the next';
+COMMENT ON COLUMN fanout.sync.request IS 'goes up with each request to reconcile, resync, adopt or drop';
+COMMENT ON COLUMN fanout.sync.layout IS 'signature of the types of the address columns that pending addresses are of';
+COMMENT ON COLUMN fanout.sync.claimed IS 'incarnation of the cluster and epoch with which the target was claimed last';
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';
 

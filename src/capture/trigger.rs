@@ -26,7 +26,7 @@ COMMENT ON FUNCTION fanout.capture() IS
 
 /// What one trigger notes.
 enum Plan {
-    /// The sync is gone, parked elsewhere or not of this table: nothing.
+    /// The sync is gone, parked or not of this table: nothing.
     Ignore,
     /// The addresses of the row.
     Addresses { sync: i32, layout: Layout, columns: Vec<(i32, Storage)> },
@@ -169,11 +169,15 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             return ignore(format!("trigger \"{name}\" names no sync: fanout.capture() takes one argument"));
         }
         let sync = std::ffi::CStr::from_ptr(*trigger.tgargs).to_string_lossy().into_owned();
-        let Some(sync) = catalog::find(&sync) else {
+        let Some(sync) = catalog::find_now(&sync) else {
             return ignore(format!("trigger \"{name}\" names sync \"{sync}\", which does not exist"));
         };
         if relation.rd_id != sync.source && !descends(relation.rd_id, sync.source) {
             return ignore(format!("trigger \"{name}\" names sync \"{}\", which has another source", sync.name));
+        }
+        if sync.identity != catalog::identity() {
+            // Parked: adopting it reconciles anyway, and until then nobody would empty the journal.
+            return Plan::Ignore;
         }
         let mut columns = Vec::new();
         for column in &sync.address_columns {

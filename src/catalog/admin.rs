@@ -29,7 +29,7 @@ fn resync(sync: &str) {
     match sync.kind {
         Kind::Index => update(
             &sync,
-            "generation = generation + 1, phase = 'create', position = NULL, rows_done = 0, rows_total = NULL",
+            "generation = generation + 1, request = request + 1, phase = 'create', position = NULL, rows_done = 0, rows_total = NULL",
         ),
         Kind::Cache => start_reconcile(&sync),
     }
@@ -45,7 +45,7 @@ fn start_reconcile(sync: &Sync) {
     // A target that is yet to be made has nothing to be compared with: it is filled anyhow.
     update(
         sync,
-        "phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END, position = NULL, rows_done = 0, rows_total = NULL",
+        "request = request + 1, phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END, position = NULL, rows_done = 0, rows_total = NULL",
     );
 }
 
@@ -80,7 +80,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
                 client.update(
-                    "UPDATE fanout.sync SET identity = $2, adopt = true, position = NULL, rows_done = 0, rows_total = NULL,
+                    "UPDATE fanout.sync SET identity = $2, adopt = true, request = request + 1, position = NULL, rows_done = 0, rows_total = NULL,
                             phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END
                      WHERE sync_id = $1",
                     None,
@@ -109,7 +109,7 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(bool, "false")) {
     // Parked: the target is another cluster's, and no worker of ours may touch it.
     let drop_target = drop_target && sync.identity == catalog::identity();
     let sql = if drop_target {
-        "UPDATE fanout.sync SET phase = 'drop', position = NULL, paused = false WHERE sync_id = $1"
+        "UPDATE fanout.sync SET request = request + 1, phase = 'drop', position = NULL, paused = false WHERE sync_id = $1"
     } else {
         "DELETE FROM fanout.sync WHERE sync_id = $1"
     };

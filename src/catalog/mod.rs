@@ -85,6 +85,9 @@ pub struct Sync {
     pub rows_done: i64,
     pub rows_total: Option<i64>,
     pub adopt: bool,
+    pub request: i32,
+    pub layout: Option<i64>,
+    pub claimed: Option<String>,
 }
 
 impl Sync {
@@ -95,7 +98,7 @@ impl Sync {
 }
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
-    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt";
+    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed";
 
 fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
     let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
@@ -121,6 +124,9 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 rows_done: row.get(16)?.unwrap_or_default(),
                 rows_total: row.get(17)?,
                 adopt: row.get(18)?.unwrap_or_default(),
+                request: row.get(19)?.unwrap_or_default(),
+                layout: row.get(20)?,
+                claimed: row.get(21)?,
             });
         }
         Ok(syncs)
@@ -159,6 +165,17 @@ pub fn all() -> Result<Vec<Sync>, pgrx::spi::Error> {
 /// The sync of that name, read with our own rights; None if there is none.
 pub fn find(name: &str) -> Option<Sync> {
     ours(privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]))).pop()
+}
+
+/// As [`find`], but as of now, whatever snapshot the transaction has: what a trigger notes must not depend on it.
+pub fn find_now(name: &str) -> Option<Sync> {
+    // SAFETY: the snapshot is pushed and popped around our own query; an error unwinds to the abort, which pops it.
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let found = find(name);
+        pg_sys::PopActiveSnapshot();
+        found
+    }
 }
 
 /// The sync that feeds that target of that server, read with our own rights.

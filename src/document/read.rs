@@ -11,6 +11,7 @@ use std::ffi::CStr;
 pub struct Plans {
     by_key: pg_sys::SPIPlanPtr,
     by_block: pg_sys::SPIPlanPtr,
+    addresses_by_block: pg_sys::SPIPlanPtr,
 }
 
 impl Drop for Plans {
@@ -20,6 +21,7 @@ impl Drop for Plans {
             unsafe {
                 pg_sys::SPI_freeplan(self.by_key);
                 pg_sys::SPI_freeplan(self.by_block);
+                pg_sys::SPI_freeplan(self.addresses_by_block);
             }
         }
     }
@@ -64,28 +66,39 @@ impl Plans {
         Self {
             by_key: prepare(&source.by_key, &source.key_arrays),
             by_block: prepare(&source.by_block, &[pg_sys::TIDOID, pg_sys::TIDOID]),
+            addresses_by_block: prepare(&source.addresses_by_block, &[pg_sys::TIDOID, pg_sys::TIDOID]),
         }
     }
 
     /// Reads the rows at these addresses and calls `visit` with each row's own address and its document.
     ///
     /// A row may come whose address is not among those asked for (equal to an operator, not in its bytes): the caller
-    /// compares. None if an address is not of the source's layout.
-    pub fn read_keys<'a>(
+    /// compares. Gives the slots whose address is not of the source's layout: nothing was asked for them.
+    pub fn read_keys(
         &self,
         source: &Source,
-        addresses: impl Iterator<Item = &'a [u8]>,
-        visit: impl FnMut(&[u8], &[u8]),
-    ) -> Option<()> {
+        addresses: &[(u32, &[u8])],
+        mut visit: impl FnMut(&[u8], &[u8]),
+    ) -> Vec<u32> {
+        let mut malformed = Vec::new();
         let mut columns: Vec<Vec<pg_sys::Datum>> = vec![Vec::new(); source.keys];
-        for address in addresses {
-            let images = image::columns(address, source.storages.len())?;
+        for &(slot, address) in addresses {
+            let Some(images) = image::columns(address, source.storages.len()) else {
+                malformed.push(slot);
+                continue;
+            };
             // A key column that is NULL matches no row.
             if images[..source.keys].iter().any(Option::is_none) {
                 continue;
             }
-            for ((column, bytes), &storage) in columns.iter_mut().zip(images).zip(&source.storages) {
-                column.push(image::to_datum(storage, bytes?)?);
+            let datums: Option<Vec<pg_sys::Datum>> = images[..source.keys]
+                .iter()
+                .zip(&source.storages)
+                .map(|(bytes, &storage)| image::to_datum(storage, (*bytes)?))
+                .collect();
+            match datums {
+                None => malformed.push(slot),
+                Some(datums) => columns.iter_mut().zip(datums).for_each(|(column, datum)| column.push(datum)),
             }
         }
         let mut arrays: Vec<pg_sys::Datum> = Vec::with_capacity(columns.len());
@@ -105,27 +118,50 @@ impl Plans {
                 arrays.push(pg_sys::Datum::from(array));
             }
         }
-        execute(self.by_key, &mut arrays, source, visit);
-        Some(())
+        execute(self.by_key, &mut arrays, source, |address, document| {
+            if let Some(document) = document {
+                visit(address, document);
+            }
+        });
+        malformed
     }
 
     /// Reads the rows in blocks `from..to` of the source and of each of its partitions.
-    pub fn read_blocks(&self, source: &Source, from: u32, to: u32, visit: impl FnMut(&[u8], &[u8])) -> usize {
-        let mut bounds = [(from, 0), (to, 0)].map(|(block, offset)| {
-            let mut tid = Box::new(pg_sys::ItemPointerData::default());
-            pgrx::itemptr::item_pointer_set_all(&mut tid, block, offset);
-            tid
-        });
-        let mut arguments = [pg_sys::Datum::from(&raw mut *bounds[0]), pg_sys::Datum::from(&raw mut *bounds[1])];
-        execute(self.by_block, &mut arguments, source, visit)
+    pub fn read_blocks(&self, source: &Source, from: u32, to: u32, mut visit: impl FnMut(&[u8], &[u8])) -> usize {
+        execute_on_blocks(self.by_block, source, from, to, |address, document| {
+            if let Some(document) = document {
+                visit(address, document);
+            }
+        })
     }
+
+    /// Reads only the addresses of the rows in one block.
+    pub fn read_addresses(&self, source: &Source, block: u32, mut visit: impl FnMut(&[u8])) -> usize {
+        execute_on_blocks(self.addresses_by_block, source, block, block + 1, |address, _| visit(address))
+    }
+}
+
+fn execute_on_blocks(
+    plan: pg_sys::SPIPlanPtr,
+    source: &Source,
+    from: u32,
+    to: u32,
+    visit: impl FnMut(&[u8], Option<&[u8]>),
+) -> usize {
+    let mut bounds = [from, to].map(|block| {
+        let mut tid = Box::new(pg_sys::ItemPointerData::default());
+        pgrx::itemptr::item_pointer_set_all(&mut tid, block, 0);
+        tid
+    });
+    let mut arguments = [pg_sys::Datum::from(&raw mut *bounds[0]), pg_sys::Datum::from(&raw mut *bounds[1])];
+    execute(plan, &mut arguments, source, visit)
 }
 
 fn execute(
     plan: pg_sys::SPIPlanPtr,
     arguments: &mut [pg_sys::Datum],
     source: &Source,
-    mut visit: impl FnMut(&[u8], &[u8]),
+    mut visit: impl FnMut(&[u8], Option<&[u8]>),
 ) -> usize {
     let _session = Session::open();
     // SAFETY: the plan was prepared with as many parameters; the tuple table lives until the session ends, and each
@@ -149,17 +185,16 @@ fn execute(
             let mut null = false;
             let datum = pg_sys::heap_getattr(tuple, source.storages.len() as i32 + 1, table.tupdesc, &mut null);
             if null {
+                visit(&address, None);
                 continue;
             }
             let original: *mut pg_sys::varlena = datum.cast_mut_ptr();
             let json = pg_sys::pg_detoast_datum_packed(original);
-            visit(
-                &address,
-                std::slice::from_raw_parts(
-                    pgrx::varlena::vardata_any(json).cast::<u8>(),
-                    pgrx::varlena::varsize_any_exhdr(json),
-                ),
+            let document = std::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(json).cast::<u8>(),
+                pgrx::varlena::varsize_any_exhdr(json),
             );
+            visit(&address, Some(document));
             if json != original {
                 pg_sys::pfree(json.cast());
             }

@@ -44,6 +44,8 @@ pub struct Source {
     pub by_key: CString,
     /// Reads the rows in blocks [$1, $2): address columns, document.
     pub by_block: CString,
+    /// Reads the addresses of the rows in blocks [$1, $2), with NULL for the document.
+    pub addresses_by_block: CString,
     outputs: Vec<Output>,
 }
 
@@ -113,6 +115,7 @@ impl Source {
             let columns: Vec<String> =
                 sync.address_columns.iter().map(|column| format!("t.{}", quoted(column))).collect();
             let select = format!("SELECT {}, pg_catalog.row_to_json(t.*)", columns.join(", "));
+            let select_addresses = format!("SELECT {}, NULL::pg_catalog.json", columns.join(", "));
             let table = format!("{}.{}", quoted(&schema), quoted(&table));
             let by_key = if let [(column, operator)] = conditions.as_slice() {
                 format!("{select} FROM {table} AS t WHERE t.{column} {operator} ANY ($1)")
@@ -131,8 +134,8 @@ impl Source {
                     join.join(" AND ")
                 )
             };
-            let by_block = format!(
-                "{select} FROM {table} AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2"
+            let blocks = format!(
+                "FROM {table} AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2"
             );
             Ok(Self {
                 layout: image::layout(storages.iter().copied()),
@@ -140,7 +143,8 @@ impl Source {
                 keys: sync.key_columns.len(),
                 key_arrays,
                 by_key: CString::new(by_key).unwrap_or_default(),
-                by_block: CString::new(by_block).unwrap_or_default(),
+                by_block: CString::new(format!("{select} {blocks}")).unwrap_or_default(),
+                addresses_by_block: CString::new(format!("{select_addresses} {blocks}")).unwrap_or_default(),
                 outputs,
             })
         }

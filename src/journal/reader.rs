@@ -62,6 +62,9 @@ struct Segment {
     found: u64,
 }
 
+/// A poll stops before a block once it has found so many bytes; the next one goes on there.
+const POLL_BYTES: usize = 8 << 20;
+
 /// What a poll says of one segment.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
@@ -69,6 +72,8 @@ pub struct Extent {
     pub number: u32,
     /// Its blocks.
     pub blocks: u32,
+    /// All of them have been read.
+    pub read: bool,
 }
 
 /// Payloads, one after the other in one buffer.
@@ -187,8 +192,8 @@ impl Reader {
             let mut extents = Vec::with_capacity(open.len());
             for ((relation, &number), &tail) in open.iter().zip(&numbers).zip(&tails) {
                 let blocks = relation.blocks();
-                self.read(relation, number, tail, blocks, snapshot, found);
-                extents.push(Extent { number, blocks });
+                let read = self.read(relation, number, tail, blocks, snapshot, found);
+                extents.push(Extent { number, blocks, read });
             }
             self.previous = Some(Seen::of(snapshot));
             pg_sys::UnregisterSnapshot(snapshot);
@@ -209,7 +214,7 @@ impl Reader {
         blocks: u32,
         snapshot: pg_sys::Snapshot,
         found: &mut Payloads,
-    ) {
+    ) -> bool {
         let oid = segment::oid(number);
         let file = relation.file();
         let index = self.segments.iter().position(|segment| segment.number == number).unwrap_or_else(|| {
@@ -222,9 +227,17 @@ impl Reader {
         if doubt {
             *segment = Segment { number, oid, file, next: 0, open: BTreeSet::new(), found: 0 };
         }
-        let previous = if doubt { None } else { self.previous.as_ref() };
-        let visit: Vec<u32> = segment.open.iter().copied().chain(segment.next..blocks).collect();
-        for block in visit {
+        let open: Vec<u32> = segment.open.iter().copied().collect();
+        let first = segment.next;
+        for block in open.into_iter().chain(first..blocks) {
+            // A block that was never read holds nothing that was found before, whatever the previous snapshot saw.
+            let previous = if block >= first { None } else { self.previous.as_ref() };
+            if block >= first {
+                if found.bytes.len() > POLL_BYTES {
+                    return false;
+                }
+                segment.next = block + 1;
+            }
             // SAFETY: block < blocks, the relation is open and the snapshot registered.
             let undecided = unsafe {
                 read_block(relation.0, block, snapshot, |xid, payload| {
@@ -240,7 +253,7 @@ impl Reader {
                 segment.open.remove(&block);
             }
         }
-        segment.next = blocks;
+        true
     }
 
     /// Empties a segment that writers no longer write to and whose found payloads are all acknowledged or stored.
@@ -258,6 +271,9 @@ impl Reader {
         let mut all = Payloads::default();
         // SAFETY: within a transaction, the relation locked exclusively; the snapshot is registered while it is used.
         unsafe {
+            if relation.blocks() > segment.next {
+                return Audit::Locked;
+            }
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
             let mut unseen = 0u64;
             for block in 0..relation.blocks() {

@@ -37,7 +37,18 @@ fn state(sync: &Sync) -> String {
     }
 }
 
-/// The rows behind the view `fanout.status`: what shared memory says of each sync of this database.
+/// True if the caller may see what a sync is doing: its owner, and members of pg_monitor.
+pub fn may_watch(sync: &Sync) -> bool {
+    // SAFETY: membership look-ups on the main thread.
+    unsafe {
+        let caller = pg_sys::GetUserId();
+        let monitor = pg_sys::get_role_oid(c"pg_monitor".as_ptr(), true);
+        pg_sys::has_privs_of_role(caller, sync.owner) || pg_sys::has_privs_of_role(caller, monitor)
+    }
+}
+
+/// The rows behind the view `fanout.status`: what shared memory says of each sync of this database that is the caller's
+/// (of a member of pg_monitor: of all).
 #[pg_extern(schema = "fanout", volatile, parallel_restricted, requires = ["bootstrap"])]
 #[allow(clippy::type_complexity)]
 fn sync_activity() -> TableIterator<
@@ -62,6 +73,7 @@ fn sync_activity() -> TableIterator<
         .unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise());
     let rows: Vec<_> = syncs
         .into_iter()
+        .filter(may_watch)
         .map(|sync| {
             let word = state(&sync);
             match shared::sync_slot(sync.id, false) {
@@ -94,7 +106,6 @@ fn sync_activity() -> TableIterator<
 
 extension_sql!(
     r#"
-REVOKE ALL ON FUNCTION fanout.sync_activity() FROM PUBLIC;
 CREATE VIEW fanout.status WITH (security_barrier) AS
 SELECT s.name AS sync, s.kind, s.source, s.server, s.target, a.state,
        a.lag_us * interval '1 microsecond' AS lag,
@@ -103,8 +114,7 @@ SELECT s.name AS sync, s.kind, s.source, s.server, s.target, a.state,
        CASE WHEN s.phase = 'live' THEN 100
             WHEN a.rows_total > 0 THEN least(99.9, round(100.0 * a.rows_done / a.rows_total, 1)) END AS percent,
        a.rate, a.last_error, a.last_error_at
-FROM fanout.sync AS s JOIN fanout.sync_activity() AS a USING (sync_id)
-WHERE pg_catalog.pg_has_role(s.owner::pg_catalog.oid, 'MEMBER') OR pg_catalog.pg_has_role('pg_monitor', 'MEMBER');
+FROM fanout.sync AS s JOIN fanout.sync_activity() AS a USING (sync_id);
 COMMENT ON VIEW fanout.status IS
 'one row a sync: what it is doing, how far behind it is (lag, pending keys), what it has delivered, and its last error';
 COMMENT ON FUNCTION fanout.sync_activity() IS 'what shared memory says of each sync; read the view fanout.status';

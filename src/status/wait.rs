@@ -22,6 +22,16 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
     let limit =
         timeout.map(|interval| Duration::from_micros(u64::try_from(interval.as_micros().max(0)).unwrap_or(u64::MAX)));
     let sync = catalog::get(name);
+    // SAFETY: privilege look-up by OID on the main thread.
+    let readable = unsafe {
+        let right = pg_sys::ACL_SELECT as pg_sys::AclMode;
+        pg_sys::pg_class_aclcheck(sync.source, pg_sys::GetUserId(), right) == pg_sys::AclResult::ACLCHECK_OK
+    };
+    if !readable && !super::may_watch(&sync) {
+        failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("permission denied for sync {name}"))
+            .detail("To wait for a sync takes SELECT on its source, or to be its owner.")
+            .raise();
+    }
     if capture::has_captured(sync.id) {
         failure(
             PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,

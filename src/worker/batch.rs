@@ -3,9 +3,9 @@
 use super::clock::Clock;
 use super::pending::{Pending, Slot};
 use super::runner::Runner;
-use super::transaction::{Failed, transaction};
+use super::transaction::{Class, Failed, transaction};
 use crate::catalog::acting::acting_as;
-use crate::catalog::{Kind, Sync};
+use crate::catalog::{Kind, Phase, Sync};
 use crate::document::Source;
 use crate::settings;
 use delivery::bulk::BulkBuilder;
@@ -18,6 +18,11 @@ use std::collections::BTreeMap;
 
 /// Jobs with the slots whose documents are in them.
 pub type Batches = Vec<(JobKind, Vec<Slot>)>;
+
+/// Rows of the first reading of a sync.
+const FIRST_ROWS: usize = 50;
+/// USER_LOCKMETHOD of storage/lock.h.
+const USER_LOCKS: u16 = 2;
 
 /// STATEMENT_TIMEOUT of utils/timeout.h, the same in all versions that we build for.
 const STATEMENT_TIMEOUT: i32 = 3;
@@ -189,6 +194,10 @@ fn hash_fields(document: &[u8]) -> Vec<(String, String)> {
 
 /// How many documents the next batch should have.
 fn limit(runner: &Runner) -> usize {
+    if runner.mean_bytes == 0 {
+        // Rows may be of any size: look at a few first.
+        return FIRST_ROWS.min(runner.batch_limit);
+    }
     let by_bytes = settings::batch_bytes().min(runner.flow.batch_bytes()) / runner.mean_bytes.max(1);
     by_bytes.clamp(1, settings::batch_documents()).min(runner.batch_limit).max(1)
 }
@@ -196,12 +205,13 @@ fn limit(runner: &Runner) -> usize {
 fn learn(runner: &mut Runner, mean: Option<usize>) {
     if let Some(mean) = mean {
         // Upwards at once, downwards slowly: one huge document more is worse than a small batch.
-        runner.mean_bytes = mean.max((runner.mean_bytes * 3 + mean) / 4).max(64);
+        let before = if runner.mean_bytes == 0 { mean } else { runner.mean_bytes };
+        runner.mean_bytes = mean.max((before * 3 + mean) / 4).max(64);
     }
 }
 
 /// Runs `read` as the sync's owner in a read-only transaction with a statement timeout: nothing else arms it here.
-fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<T, Failed> {
+pub fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<T, Failed> {
     transaction(|| {
         acting_as(owner, || {
             // SAFETY: a flag of this transaction, reset at its end (StartTransaction); the timeout's handler is
@@ -211,6 +221,8 @@ fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<T, F
                 enable_timeout_after(STATEMENT_TIMEOUT, settings::read_timeout_ms());
                 let result = read();
                 disable_timeout(STATEMENT_TIMEOUT, false);
+                // Advisory locks of the session outlive the transaction, and this session lives long.
+                pg_sys::LockReleaseAll(USER_LOCKS, true);
                 result
             }
         })
@@ -229,8 +241,12 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
         let mut unknown = Vec::new();
-        let asked: Vec<&[u8]> = wanted.keys().filter(|&&address| !delete_instead.contains(address)).copied().collect();
-        let known = plans.read_keys(source, asked.into_iter(), |address, document| {
+        let asked: Vec<(Slot, &[u8])> = wanted
+            .iter()
+            .filter(|&(&address, _)| !delete_instead.contains(address))
+            .map(|(&address, &slot)| (slot, address))
+            .collect();
+        let known = plans.read_keys(source, &asked, |address, document| {
             // A row is present at an address only if its own image is the same, byte for byte.
             if let Some(slot) = wanted.remove(address)
                 && let Some(name) = naming.render(address)
@@ -240,7 +256,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         });
         for (address, slot) in wanted {
             match naming.render(address) {
-                Some(name) if known.is_some() => encoder.delete(slot, &name),
+                Some(name) if !known.contains(&slot) => encoder.delete(slot, &name),
                 _ => unknown.push(slot),
             }
         }
@@ -248,17 +264,18 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     });
     match read {
         Ok(((batches, mean), unknown)) => {
-            for slot in unknown {
-                // Not an address of this source: nothing can be done for it.
-                runner.pending.acknowledge(slot);
+            if !unknown.is_empty() {
+                // Of types that the key no longer has: whatever it stood for, a reconcile finds it.
+                super::cycle::want_phase(runner, Phase::Reconcile);
+                for slot in unknown {
+                    runner.pending.acknowledge(slot);
+                }
             }
             learn(runner, mean);
             Ok(batches)
         }
         Err(failed) => {
-            for slot in slots {
-                runner.pending.retry(slot, None);
-            }
+            runner.pending.put_back(&slots);
             Err(failed)
         }
     }
@@ -275,7 +292,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     if scan.files != files {
         // The table was rewritten (VACUUM FULL, CLUSTER, a retyped column): its rows have other places now.
         pgrx::log!("pg_fanout: the source of sync \"{}\" was rewritten, its scan begins anew", runner.sync.name);
-        super::cycle::begin_phase(runner, runner.sync.phase);
+        super::cycle::want_phase(runner, runner.sync.phase);
         return Ok(Vec::new());
     }
     let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
@@ -283,6 +300,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let pending: &mut Pending = &mut runner.pending;
     let mut claimed = Vec::new();
+    let mut taken_over = Vec::new();
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
     let read = read_as_owner(runner.sync.owner, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
@@ -292,9 +310,10 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
                 return;
             }
             if let Some(name) = naming.render(address)
-                && let Some(slot) = pending.claim(address, slice)
+                && let Some((slot, before)) = pending.claim(address, slice)
             {
                 claimed.push(slot);
+                taken_over.extend(before);
                 encoder.put(slot, &name, document);
             }
         });
@@ -304,17 +323,42 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
         Ok(((batches, mean), rows)) => {
             if let Some(scan) = &mut runner.scan {
                 scan.was_read(slice, to - from, rows, claimed.len());
+                for before in taken_over {
+                    scan.acknowledged(before);
+                }
             }
             learn(runner, mean);
             Ok(batches)
         }
         Err(failed) => {
-            for slot in claimed {
-                runner.pending.retry(slot, None);
+            runner.pending.put_back(&claimed);
+            if failed.class() == Class::Data && to - from == 1 {
+                return mark_block(runner, slice, from).map(|()| Vec::new());
             }
             if let Some(scan) = &mut runner.scan {
                 scan.was_not_read(slice);
             }
+            Err(failed)
+        }
+    }
+}
+
+/// A row of this block cannot be read as a document: its rows are marked by their addresses, to be read one by one.
+fn mark_block(runner: &mut Runner, slice: u32, block: u32) -> Result<(), Failed> {
+    let Some((source, Some(plans))) = &runner.source else { return Ok(()) };
+    let mut addresses = Vec::new();
+    let read = read_as_owner(runner.sync.owner, || {
+        plans.read_addresses(source, block, |address| addresses.push(address.to_vec()))
+    });
+    let Some(scan) = &mut runner.scan else { return Ok(()) };
+    match read {
+        Ok(rows) => {
+            let marked = addresses.iter().filter(|address| runner.pending.mark_in_slice(address, slice)).count();
+            scan.was_read(slice, 1, rows, marked);
+            Ok(())
+        }
+        Err(failed) => {
+            scan.was_not_read(slice);
             Err(failed)
         }
     }

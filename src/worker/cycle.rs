@@ -43,16 +43,16 @@ pub enum Task {
     Heartbeat,
     /// The concrete index.
     EnsureIndex,
-    /// The alias now points to the new index.
-    SwapAlias,
+    /// The alias now points to the index of this generation.
+    SwapAlias(i32),
     /// Nothing depends on its outcome.
     Farewell,
     /// The target, or a page of it, is being removed; the cursor of the next page.
     Drop(Option<String>),
     /// A refresh that fulfils this ticket.
     Refresh(u64),
-    /// A page of ids or keys.
-    Ids,
+    /// A page of ids or keys, for the scan of this number.
+    Ids(u32),
 }
 
 /// The senders of one server as one user.
@@ -68,7 +68,8 @@ pub struct Worker {
     pub database: &'static Database,
     pub clock: Clock,
     pub runners: BTreeMap<i32, Runner>,
-    pub tasks: FxHashMap<u64, (i32, Task)>,
+    /// What jobs were sent for: sync, its incarnation, task.
+    pub tasks: FxHashMap<u64, (i32, u32, Task)>,
     pub next_tag: u64,
     reader: Reader,
     payloads: Payloads,
@@ -81,6 +82,10 @@ pub struct Worker {
     nonce: String,
     polled_commits: Option<u64>,
     poll_due: Instant,
+    /// The journal could not be read just now: not again before it is due.
+    poll_failed: bool,
+    /// Which sync is served first: another one in each turn.
+    turn: usize,
     started: Instant,
     busy: Instant,
 }
@@ -108,6 +113,8 @@ impl Worker {
             nonce: format!("{:016x}", fastrand::u64(..)),
             polled_commits: None,
             poll_due: Instant::now(),
+            poll_failed: false,
+            turn: 0,
             started: Instant::now(),
             busy: Instant::now(),
         };
@@ -115,9 +122,10 @@ impl Worker {
         Ok(worker)
     }
 
-    /// True if no sync of this database can do anything: the worker is not needed.
+    /// True if nothing is captured for any sync of this database: the worker is not needed. A paused sync needs it, for
+    /// somebody has to keep the journal small.
     pub fn is_idle_for_good(&self) -> bool {
-        !self.runners.values().any(Runner::is_active)
+        self.runners.values().all(Runner::is_parked)
     }
 
     /// Reads the catalog anew: new syncs get a runner, gone ones lose theirs, changed ones start over where they must.
@@ -126,6 +134,7 @@ impl Worker {
         let living: Vec<i32> = syncs.iter().map(|sync| sync.id).collect();
         self.runners.retain(|id, _| living.contains(id));
         shared::free_sync_slots(&living);
+        super::process::watch(syncs.iter().map(|sync| sync.source));
         for sync in syncs {
             match self.runners.get_mut(&sync.id) {
                 Some(runner) => adapt(runner, sync),
@@ -135,10 +144,18 @@ impl Worker {
                         continue;
                     };
                     let mut runner = Runner::new(sync, slot);
-                    let (dead, stored) =
-                        transaction(|| (store::dead_letters(runner.sync.id), store::stored(runner.sync.id)))?;
+                    let (dead, stored, unlogged) = transaction(|| {
+                        let sync = &runner.sync;
+                        // SAFETY: a catalog look-up within a transaction; it answers 0 for what is gone.
+                        let persistence = unsafe { pg_sys::get_rel_persistence(sync.source) } as u8;
+                        (store::dead_letters(sync.id), store::stored(sync.id), persistence == b'u')
+                    })?;
                     runner.dead = dead.into_iter().collect();
                     runner.stored = stored;
+                    if unlogged && runner.sync.phase == Phase::Live {
+                        // A crash empties such a table, and nothing tells.
+                        want_phase(&mut runner, Phase::Reconcile);
+                    }
                     self.runners.insert(runner.sync.id, runner);
                 }
             }
@@ -166,13 +183,16 @@ impl Worker {
                 }
             }
             if super::process::servers_changed() {
+                // It may be another server now: whether it holds what we delivered, its control document tells.
                 for runner in self.runners.values_mut() {
-                    runner.senders = None;
+                    runner.restart();
                 }
                 self.channels.clear();
             }
             worked |= self.poll();
-            let ids: Vec<i32> = self.runners.keys().copied().collect();
+            let mut ids: Vec<i32> = self.runners.keys().copied().collect();
+            self.turn = (self.turn + 1) % ids.len().max(1);
+            ids.rotate_left(self.turn);
             for id in ids {
                 worked |= self.tend(id);
             }
@@ -204,14 +224,18 @@ impl Worker {
         for runner in self.runners.values_mut() {
             let delayed = runner.pending.wake_delayed(now);
             let blocked = if runner.is_active() { runner.not_before } else { None };
-            for at in [delayed, blocked].into_iter().flatten() {
+            let wanted = runner.wanted.map(|_| runner.wanted_at);
+            for at in [delayed, blocked, wanted].into_iter().flatten().filter(|&at| at > now) {
                 until = until.min(at);
             }
+        }
+        if self.poll_failed {
+            until = until.min(self.poll_due);
         }
         let timeout = until.saturating_duration_since(now).as_millis() as i64 + 1;
         self.database.set_sleeping(true);
         // A commit between the last poll and this point has seen "not sleeping" and set no latch.
-        if self.polled_commits == Some(self.database.commits()) {
+        if self.poll_failed || self.polled_commits == Some(self.database.commits()) {
             let events =
                 pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
             // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
@@ -227,16 +251,12 @@ impl Worker {
             }
         }
         self.database.set_sleeping(false);
-        if Instant::now() >= until {
-            // The heartbeat: COMMIT PREPARED wakes nobody.
-            self.polled_commits = None;
-        }
     }
 
     /// Reads the journal if somebody committed, or if it is time.
     fn poll(&mut self) -> bool {
         let commits = self.database.commits();
-        if self.polled_commits == Some(commits) && Instant::now() < self.poll_due {
+        if Instant::now() < self.poll_due && (self.poll_failed || self.polled_commits == Some(commits)) {
             return false;
         }
         let wanted: Vec<(i32, u64)> = self
@@ -253,6 +273,7 @@ impl Worker {
         let extents = match transaction(|| reader.poll(database, payloads)) {
             Ok(Some(extents)) => extents,
             Ok(None) => {
+                self.poll_failed = true;
                 self.poll_due = Instant::now() + Duration::from_millis(10);
                 return false;
             }
@@ -260,11 +281,15 @@ impl Worker {
                 // Positions may have moved without their payloads: read everything again.
                 pgrx::warning!("pg_fanout: cannot read the journal: {failed}");
                 self.reader = Reader::default();
+                self.poll_failed = true;
                 self.poll_due = Instant::now() + Duration::from_secs(1);
                 return false;
             }
         };
-        self.polled_commits = Some(commits);
+        // What is left to be read of a large journal is read next.
+        let whole = extents.iter().all(|extent| extent.read);
+        self.polled_commits = whole.then_some(commits);
+        self.poll_failed = false;
         self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
         let found = !self.payloads.is_empty();
         self.mark_payloads();
@@ -305,8 +330,8 @@ impl Worker {
                 Entry::Reconcile { sync } => reconcile.push(sync),
                 Entry::Address { sync, layout, address } => {
                     if let Some(runner) = self.runners.get_mut(&sync) {
-                        match &runner.source {
-                            Some((source, _)) if source.layout != layout => reconcile.push(sync),
+                        match runner.sync.layout {
+                            Some(known) if known != i64::from(layout.signature) => reconcile.push(sync),
                             _ => {
                                 // A later change of a refused row tries it anew.
                                 if !runner.delete_instead.is_empty() {
@@ -329,10 +354,8 @@ impl Worker {
         reconcile.sort_unstable();
         reconcile.dedup();
         for sync in reconcile {
-            if let Some(runner) = self.runners.get_mut(&sync)
-                && runner.sync.phase != Phase::Create
-            {
-                begin_phase(runner, Phase::Reconcile);
+            if let Some(runner) = self.runners.get_mut(&sync) {
+                want_phase(runner, Phase::Reconcile);
             }
         }
         self.bound_backlogs();
@@ -346,13 +369,13 @@ impl Worker {
                 spill(runner);
             }
             let backlog = runner.stored + runner.pending.len() as i64;
-            if backlog > in_all && runner.sync.phase != Phase::Create {
+            if backlog > in_all && runner.wanted.is_none() {
                 pgrx::warning!(
                     "pg_fanout: sync \"{}\" has more than {in_all} unacknowledged keys (fanout.backlog_keys); \
                      they are dropped, and it will be reconciled",
                     runner.sync.name
                 );
-                begin_phase(runner, Phase::Reconcile);
+                want_phase(runner, Phase::Reconcile);
             } else if backlog > in_all / 5 * 4 {
                 if !runner.alarmed {
                     runner.alarmed = true;
@@ -373,6 +396,9 @@ impl Worker {
         let now = Instant::now();
         let Some(runner) = self.runners.get_mut(&id) else { return false };
         runner.pending.wake_delayed(now);
+        if runner.wanted.is_some() && !begin_wanted(runner, now) {
+            return false;
+        }
         if !runner.may_try(now) {
             return false;
         }
@@ -391,6 +417,12 @@ impl Worker {
         if !matches!(runner.target, super::runner::Target::Ready) {
             return worked;
         }
+        if runner.sync.phase == Phase::Create && runner.wanted.is_none() {
+            // How its filling begins could not be noted: ask the target again.
+            runner.target = super::runner::Target::Claimed;
+            return worked;
+        }
+        begin_scan(runner);
         let worked = self.deliver(id) | worked;
         worked | self.fulfil(id)
     }
@@ -426,8 +458,8 @@ impl Worker {
             Ok(senders) => {
                 let senders = Rc::new(senders);
                 runner.senders = Some(Rc::clone(&senders));
-                runner.capacity = threads * 2;
-                self.channels.push(Channel { server: name, owner, senders, capacity: threads * 2 });
+                runner.capacity = threads * 2 + 1;
+                self.channels.push(Channel { server: name, owner, senders, capacity: threads * 2 + 1 });
                 true
             }
             Err(error) => {
@@ -444,7 +476,8 @@ impl Worker {
         match senders.try_send(Job { tag, kind }) {
             Ok(()) => {
                 self.next_tag += 1;
-                self.tasks.insert(tag, (id, task));
+                let incarnation = self.runners.get(&id).map_or(0, |runner| runner.incarnation);
+                self.tasks.insert(tag, (id, incarnation, task));
                 Ok(())
             }
             Err(_) => Err(task),
@@ -471,7 +504,12 @@ impl Worker {
         loop {
             let Some(runner) = self.runners.get_mut(&id) else { return worked };
             let Some(senders) = runner.senders.clone() else { return worked };
-            let allowed = if runner.failing { 1 } else { runner.flow.concurrency() };
+            if !runner.may_try(Instant::now()) {
+                return worked;
+            }
+            // One place is left for the other syncs of this server.
+            let share = runner.capacity.saturating_sub(1).max(1);
+            let allowed = if runner.failing { 1 } else { runner.flow.concurrency().min(share) };
             if runner.batches >= allowed || senders.in_flight() >= runner.capacity {
                 return worked;
             }
@@ -498,11 +536,7 @@ impl Worker {
                 Ok(batches) => {
                     if batches.is_empty() {
                         // Blocks without rows, or rows that are all on their way already.
-                        worked = true;
-                        if from_scan {
-                            continue;
-                        }
-                        return worked;
+                        return true;
                     }
                     flush_wal();
                     for (kind, slots) in batches {
@@ -514,9 +548,7 @@ impl Worker {
                         {
                             // The queue is full after all: the rows are read again when there is room.
                             runner.batches -= 1;
-                            for slot in slots {
-                                runner.pending.retry(slot, None);
-                            }
+                            runner.pending.put_back(&slots);
                         }
                     }
                     worked = true;
@@ -574,7 +606,8 @@ impl Worker {
                         count: PAGE,
                     },
                 };
-                if self.send(id, Task::Ids, kind).is_ok()
+                let number = runner.scan_number;
+                if self.send(id, Task::Ids(number), kind).is_ok()
                     && let Some(scan) = self.runners.get_mut(&id).and_then(|runner| runner.scan.as_mut())
                 {
                     scan.ids = Ids::Asked;
@@ -587,9 +620,14 @@ impl Worker {
     fn finish_scan(&mut self, id: i32) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         let rows = runner.scan.as_ref().map_or(0, |scan| scan.rows);
-        let sync = runner.sync.id;
-        match transaction(|| store::set_phase(sync, Phase::Live, rows, Some(rows))) {
-            Ok(()) => {
+        let sync = runner.sync.clone();
+        match transaction(|| store::set_phase(&sync, Phase::Live, Some(rows))) {
+            Ok(false) => {
+                // Somebody asked for something else meanwhile.
+                runner.scan = None;
+                super::process::catalog_is_stale();
+            }
+            Ok(true) => {
                 pgrx::log!("pg_fanout: sync \"{}\" is live: {rows} rows delivered", runner.sync.name);
                 runner.scan = None;
                 runner.sync.phase = Phase::Live;
@@ -609,7 +647,13 @@ impl Worker {
     /// Fulfils tickets of fanout.wait(): all delivered, and for an index refreshed. Also finishes and saves scans.
     fn fulfil(&mut self, id: i32) -> bool {
         let Some(runner) = self.runners.get_mut(&id) else { return false };
-        if let Some(scan) = &runner.scan {
+        if !matches!(runner.target, super::runner::Target::Ready) {
+            return false;
+        }
+        if let Some(scan) = &mut runner.scan {
+            if scan.ids_epoch.is_some_and(|epoch| runner.stored == 0 && runner.pending.is_done(epoch)) {
+                scan.ids_epoch = None;
+            }
             if scan.is_done() {
                 self.finish_scan(id);
                 return true;
@@ -658,18 +702,51 @@ impl Worker {
     }
 }
 
-/// Puts a runner into a phase that begins from the start, durably.
-pub fn begin_phase(runner: &mut Runner, phase: Phase) {
-    let sync = runner.sync.id;
-    let done = transaction(|| {
-        store::drop_stored(sync);
-        store::set_phase(sync, phase, 0, None);
-    });
-    if let Err(failed) = done {
-        runner.back_off(&format!("cannot note that the sync must be reconciled: {failed}"));
+/// Asks for a phase that begins from the start. It is begun as soon as that can be noted durably; until then no epoch counts
+/// as done, so that neither the journal nor a waiter takes the sync for being in step.
+pub fn want_phase(runner: &mut Runner, phase: Phase) {
+    // A target that is not made yet is filled anyway; one that is to be removed needs nothing.
+    if matches!(runner.sync.phase, Phase::Create | Phase::Drop) && phase == Phase::Reconcile && !runner.sync.adopt {
         return;
     }
+    if runner.wanted != Some(Phase::Reconcile) {
+        runner.wanted = Some(phase);
+        runner.wanted_at = Instant::now();
+    }
+    begin_wanted(runner, Instant::now());
+}
+
+/// Begins the phase that is wanted. False if that could not be noted: it is tried again.
+fn begin_wanted(runner: &mut Runner, now: Instant) -> bool {
+    let Some(phase) = runner.wanted else { return true };
+    if runner.wanted_at > now {
+        return false;
+    }
+    let sync = runner.sync.clone();
+    let noted = transaction(|| {
+        let current = store::set_phase(&sync, phase, None);
+        if current {
+            store::drop_stored(sync.id);
+        }
+        current
+    });
+    match noted {
+        Ok(true) => {}
+        Ok(false) => {
+            // Somebody asked for something else meanwhile, which begins from the start as well.
+            runner.wanted = None;
+            super::process::catalog_is_stale();
+            return false;
+        }
+        Err(failed) => {
+            runner.wanted_at = Instant::now() + Duration::from_millis(200);
+            runner.slot.set_error(&format!("cannot note that all has to be delivered again: {failed}"));
+            return false;
+        }
+    }
+    runner.wanted = None;
     runner.pending.spill();
+    runner.pending.forget_stored();
     runner.stored = 0;
     runner.stored_after.clear();
     runner.alarmed = false;
@@ -678,14 +755,14 @@ pub fn begin_phase(runner: &mut Runner, phase: Phase) {
     runner.sync.adopt = false;
     runner.sync.rows_done = 0;
     runner.sync.rows_total = None;
-    runner.scan = None;
-    runner.saved_position = None;
-    begin_scan(runner);
+    runner.forget_scan();
+    true
 }
 
 /// Begins, or goes on with, the scan that the sync's phase asks for.
 pub fn begin_scan(runner: &mut Runner) {
-    if runner.scan.is_some() || !matches!(runner.sync.phase, Phase::Backfill | Phase::Reconcile) {
+    let due = matches!(runner.sync.phase, Phase::Backfill | Phase::Reconcile);
+    if runner.scan.is_some() || runner.wanted.is_some() || !due {
         return;
     }
     let source = runner.sync.source;
@@ -731,26 +808,20 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         || sync.source != old.source
         || sync.address_columns != old.address_columns
         || sync.options != old.options;
-    let phase =
-        sync.phase != old.phase || (sync.position.is_none() && old.phase == Phase::Live && sync.phase != Phase::Live);
     if sync.paused != old.paused || sync.identity != old.identity {
         runner.not_before = None;
     }
+    let again = sync.request != old.request || sync.phase != old.phase;
     if restart {
-        runner.senders = None;
+        runner.restart();
         runner.source = None;
-        runner.target = super::runner::Target::Unknown;
-        runner.not_before = None;
-        runner.blocked = false;
     }
-    if phase || sync.generation != runner.sync.generation {
-        runner.scan = None;
-        runner.saved_position = None;
+    if again {
+        // What was wanted of our own accord begins from the start as well, and so does this.
+        runner.wanted = None;
+        runner.forget_scan();
     }
     runner.sync = sync;
-    if phase {
-        begin_scan(runner);
-    }
     runner.publish();
 }
 
@@ -765,6 +836,18 @@ fn resolve(runner: &mut Runner) -> bool {
     });
     match resolved {
         Ok(Ok((source, plans))) => {
+            let layout = i64::from(source.layout.signature);
+            if runner.sync.layout != Some(layout) {
+                let id = runner.sync.id;
+                if let Err(failed) = transaction(|| store::set_layout(id, layout)) {
+                    runner.back_off(&failed.to_string());
+                    return false;
+                }
+                if runner.sync.layout.replace(layout).is_some() {
+                    pgrx::log!("pg_fanout: the key of sync \"{}\" has other types now; it is reconciled", sync.name);
+                    want_phase(runner, Phase::Reconcile);
+                }
+            }
             runner.source = Some((source, Some(plans)));
             true
         }
@@ -791,7 +874,13 @@ pub fn spill(runner: &mut Runner) -> bool {
         return false;
     }
     flush_wal();
-    runner.pending.spill();
+    let slices = runner.pending.spill();
+    if let Some(scan) = &mut runner.scan {
+        // What is stored in the table is as good as acknowledged: a restart finds it there.
+        for slice in slices {
+            scan.acknowledged(slice);
+        }
+    }
     runner.stored_after.clear();
     match transaction(|| store::stored(sync)) {
         Ok(stored) => runner.stored = stored,

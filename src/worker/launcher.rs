@@ -73,7 +73,8 @@ pub extern "C-unwind" fn fanout_launcher_main(_arg: pg_sys::Datum) {
         loop {
             pg_sys::ResetLatch(pg_sys::MyLatch);
             if pg_sys::ShutdownRequestPending != 0 {
-                pg_sys::proc_exit(0);
+                // Not 0, which would mean that no launcher is needed ever again.
+                pg_sys::proc_exit(1);
             }
             pgrx::check_for_interrupts!();
             if pg_sys::ConfigReloadPending != 0 {

@@ -1,12 +1,12 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
-use super::cycle::{Task, Worker, begin_phase, begin_scan};
+use super::batch;
+use super::cycle::{Task, Worker};
 use super::pending::Slot;
 use super::runner::{Runner, Target, shared_add};
 use super::scan::Ids;
 use super::store::{self, DeadLetter};
 use super::transaction::{Failed, transaction};
-use crate::catalog::Phase;
 use delivery::bulk::BulkOutcome;
 use delivery::error::RetryClass;
 use delivery::keyspace::RedisOutcome;
@@ -49,8 +49,11 @@ impl From<RedisOutcome> for Verdict {
 
 /// Takes one report.
 pub fn take(worker: &mut Worker, report: Report) {
-    let Some((id, task)) = worker.tasks.remove(&report.tag) else { return };
-    if !worker.runners.contains_key(&id) {
+    let Some((id, incarnation, task)) = worker.tasks.remove(&report.tag) else { return };
+    let Some(runner) = worker.runners.get(&id) else { return };
+    // Answers of a target that is not the present one say nothing of it. Batches and refreshes count all the same: who
+    // sent them waits for them.
+    if incarnation != runner.incarnation && !matches!(task, Task::Batch(_) | Task::Refresh(_)) {
         return;
     }
     match task {
@@ -73,7 +76,8 @@ pub fn take(worker: &mut Worker, report: Report) {
                 Err(error) => batch_failed(worker, id, &slots, report.bytes, &error),
             }
         }
-        Task::Ids => match report.result {
+        Task::Ids(number) if number != runner.scan_number => {}
+        Task::Ids(_) => match report.result {
             Ok(JobResult::Ids(page)) => names(worker, id, &page.ids, page.cursor),
             Ok(JobResult::Keys(page)) => {
                 names(worker, id, &page.keys, page.cursor.map(|cursor| cursor.to_string()));
@@ -101,6 +105,9 @@ pub fn take(worker: &mut Worker, report: Report) {
                         database.wake_waiters();
                     }
                     Err(error) => {
+                        if error.kind() == delivery::ErrorKind::NotFound && matches!(runner.target, Target::Ready) {
+                            runner.target = Target::Claimed;
+                        }
                         let epoch = runner.pending.next_epoch(super::shared::now());
                         runner.waits.push_front((ticket, epoch));
                         fail(runner, &error);
@@ -198,7 +205,7 @@ fn settle(
         );
         worker.clock.pass(version);
     }
-    if missing {
+    if missing && matches!(runner.target, Target::Ready) {
         runner.target = Target::Claimed;
         runner.slot.set_error("the index is gone; it is made and filled again");
     }
@@ -250,8 +257,10 @@ fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
             runner.dead.remove(address);
         }
     }
-    if !unstored.is_empty() && transaction(|| store::unstore(sync, &unstored)).is_ok() {
-        runner.stored -= unstored.len() as i64;
+    if !unstored.is_empty()
+        && let Ok(removed) = transaction(|| store::unstore(sync, &unstored))
+    {
+        runner.stored = (runner.stored - removed).max(0);
     }
 }
 
@@ -260,19 +269,26 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let sync = runner.sync.id;
     let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
-    let noted = transaction(|| {
-        let letters: Vec<DeadLetter> = rejected
-            .iter()
-            .zip(&addresses)
-            .map(|((_, status, reason), address)| DeadLetter {
-                sync,
-                address: address.clone(),
-                id: runner.render(address).unwrap_or_default(),
-                status: status.map(i32::from),
-                reason: reason.clone(),
-            })
-            .collect();
-        store::add_dead_letters(&letters);
+    let noted = batch::read_as_owner(runner.sync.owner, || {
+        addresses.iter().map(|address| runner.render(address).unwrap_or_default()).collect::<Vec<_>>()
+    })
+    .or_else(|_| Ok::<_, Failed>(vec![String::new(); addresses.len()]))
+    .and_then(|ids| {
+        transaction(|| {
+            let letters: Vec<DeadLetter> = rejected
+                .iter()
+                .zip(&addresses)
+                .zip(ids)
+                .map(|(((_, status, reason), address), id)| DeadLetter {
+                    sync,
+                    address: address.clone(),
+                    id,
+                    status: status.map(i32::from),
+                    reason: reason.clone(),
+                })
+                .collect();
+            store::add_dead_letters(&letters);
+        })
     });
     match noted {
         Ok(()) => {
@@ -328,9 +344,21 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
 fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
-    let parsed = transaction(|| names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>()).or_else(|_| {
+    if runner.source.is_none() {
+        // The table was altered while the page was on its way: from the start, once the source is known again.
+        if let Some(scan) = &mut runner.scan {
+            scan.ids = Ids::Next(None);
+        }
+        return;
+    }
+    // As the owner: an input function, or the CHECK of a domain, is the user's own code.
+    let parse = |names: &[String]| {
+        batch::read_as_owner(runner.sync.owner, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
+    };
+    let parsed = parse(names).or_else(|_| {
         // One of them is no text of the key's type: one by one.
-        Ok::<_, Failed>(names.iter().map(|name| transaction(|| runner.parse(name)).ok().flatten()).collect())
+        let each = names.iter().map(|name| parse(std::slice::from_ref(name)).ok().and_then(|mut one| one.pop()?));
+        Ok::<_, Failed>(each.collect())
     });
     let mut foreign = 0;
     for address in parsed.unwrap_or_default() {
@@ -346,13 +374,12 @@ fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>)
         );
     }
     if let Some(scan) = &mut runner.scan {
-        scan.ids = if cursor.is_some() { Ids::Next(cursor) } else { Ids::Done };
+        if cursor.is_some() {
+            scan.ids = Ids::Next(cursor);
+        } else {
+            scan.ids = Ids::Done;
+            scan.ids_epoch = Some(runner.pending.next_epoch(super::shared::now()));
+        }
     }
     runner.succeed();
-}
-
-/// The index was made by us just now: it is empty, so everything has to go there.
-pub fn filled_anew(runner: &mut Runner) {
-    begin_phase(runner, Phase::Backfill);
-    begin_scan(runner);
 }

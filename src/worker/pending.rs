@@ -204,7 +204,9 @@ impl Pending {
 
     /// A scan has read the row of this address: its delivery begins now. None if one is under way already; the address is
     /// then marked, and its row is read again when that is over.
-    pub fn claim(&mut self, address: &[u8], slice: u32) -> Option<Slot> {
+    ///
+    /// Gives the slot, and the slice of an earlier reading that this one takes over from.
+    pub fn claim(&mut self, address: &[u8], slice: u32) -> Option<(Slot, Option<u32>)> {
         let slot = match self.find(address) {
             None => self.insert(address, State::Queued),
             Some(slot) if matches!(self.entries[slot as usize].state, State::InFlight { .. }) => {
@@ -214,9 +216,42 @@ impl Pending {
             Some(slot) => slot,
         };
         self.entries[slot as usize].state = State::InFlight { again: None };
-        self.entries[slot as usize].slice = Some(slice);
+        let before = self.entries[slot as usize].slice.replace(slice);
         self.in_flight += 1;
-        Some(slot)
+        Some((slot, before))
+    }
+
+    /// Marks an address that a scan found but could not read: it counts as part of the slice. False if it counts already.
+    pub fn mark_in_slice(&mut self, address: &[u8], slice: u32) -> bool {
+        self.mark(address);
+        let Some(slot) = self.find(address) else { return false };
+        let entry = &mut self.entries[slot as usize];
+        let free = entry.slice.is_none();
+        if free {
+            entry.slice = Some(slice);
+        }
+        free
+    }
+
+    /// Takes slots back that could not be read: they are the next to be read again, in the same order.
+    pub fn put_back(&mut self, slots: &[Slot]) {
+        for &slot in slots.iter().rev() {
+            let entry = &mut self.entries[slot as usize];
+            let State::InFlight { again } = entry.state else { continue };
+            entry.state = State::Queued;
+            self.in_flight -= 1;
+            self.queue.push_front(slot);
+            if let Some(again) = again {
+                self.count(again, -1);
+            }
+        }
+    }
+
+    /// The table of stored addresses was emptied.
+    pub fn forget_stored(&mut self) {
+        for entry in &mut self.entries {
+            entry.stored = false;
+        }
     }
 
     /// The delivery is over for good: done, or a dead letter.
@@ -279,23 +314,22 @@ impl Pending {
         None
     }
 
-    /// Takes out all addresses that are not being delivered: they have been stored elsewhere.
-    pub fn spill(&mut self) -> Vec<Box<[u8]>> {
-        let mut spilled = Vec::new();
+    /// Takes out all addresses that are not being delivered: they have been stored elsewhere, or are of no interest any more.
+    /// Gives the slices that they belonged to.
+    pub fn spill(&mut self) -> Vec<u32> {
+        let mut slices = Vec::new();
         for slot in 0..self.entries.len() {
             let Some(entry) = self.entries.get(slot) else { break };
             if matches!(entry.state, State::Queued | State::Delayed) {
                 let epoch = entry.epoch;
-                if !entry.stored {
-                    spilled.push(entry.address.clone());
-                }
+                slices.extend(entry.slice);
                 self.remove(slot as Slot);
                 self.count(epoch, -1);
             }
         }
         self.queue.clear();
         self.later.clear();
-        spilled
+        slices
     }
 
     /// The addresses that [`Self::spill`] would take out and that are not stored yet.
@@ -367,13 +401,14 @@ mod tests {
                         pending.retry(slot, (key % 2 == 0).then_some(now));
                     },
                     5 => match pending.claim(&[key], 1) {
-                        Some(slot) => { dirty.remove(&key); reading.insert(slot, key); flying.push(slot); }
+                        Some((slot, _)) => { dirty.remove(&key); reading.insert(slot, key); flying.push(slot); }
                         None => { dirty.insert(key); }
                     },
                     _ => {
                         pending.wake_delayed(now);
                         if key == 0 {
-                            for address in pending.spill() { spilled.insert(address[0]); dirty.remove(&address[0]); }
+                            for address in pending.unstored() { spilled.insert(address[0]); dirty.remove(&address[0]); }
+                            pending.spill();
                         } else { pending.next_epoch(1); }
                     }
                 }

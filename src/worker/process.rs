@@ -7,7 +7,8 @@ use super::transaction::transaction;
 use crate::catalog;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::Cell;
+use rustc_hash::FxHashSet;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
@@ -46,7 +47,8 @@ thread_local! {
     static SOURCES_CHANGED: Cell<bool> = const { Cell::new(false) };
     static SERVERS_CHANGED: Cell<bool> = const { Cell::new(false) };
     static CATALOG: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
-    static SEGMENTS: Cell<bool> = const { Cell::new(false) };
+    /// The tables whose alterations matter to us.
+    static WATCHED: RefCell<FxHashSet<pg_sys::Oid>> = RefCell::default();
     static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
     /// What the slot says when the process has ended: wanted again, unless it left of its own accord.
     static AFTER: Cell<WorkerState> = const { Cell::new(WorkerState::Wanted) };
@@ -60,7 +62,7 @@ pub fn on_relcache(relation: pg_sys::Oid) {
     if relation == pg_sys::InvalidOid || relation == CATALOG.get() {
         CATALOG_CHANGED.set(true);
     }
-    if relation != CATALOG.get() {
+    if relation == pg_sys::InvalidOid || WATCHED.with_borrow(|watched| watched.contains(&relation)) {
         SOURCES_CHANGED.set(true);
     }
 }
@@ -70,7 +72,20 @@ pub fn catalog_changed() -> bool {
     CATALOG_CHANGED.replace(false)
 }
 
-/// True, once, if some table was altered.
+/// The catalog is not what we took it for.
+pub fn catalog_is_stale() {
+    CATALOG_CHANGED.set(true);
+}
+
+/// The tables whose alterations [`sources_changed`] tells.
+pub fn watch(sources: impl Iterator<Item = pg_sys::Oid>) {
+    WATCHED.with_borrow_mut(|watched| {
+        watched.clear();
+        watched.extend(sources);
+    });
+}
+
+/// True, once, if some source was altered.
 pub fn sources_changed() -> bool {
     SOURCES_CHANGED.replace(false)
 }
@@ -155,7 +170,8 @@ fn become_worker_role() -> bool {
             return false;
         }
         // SAFETY: outside of a transaction: what an abort goes back to is this role.
-        unsafe { pg_sys::SetUserIdAndSecContext(role, 0) };
+        // As within a security-definer function: SET ROLE and SET SESSION AUTHORIZATION are refused for good.
+        unsafe { pg_sys::SetUserIdAndSecContext(role, pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32) };
         true
     })
 }

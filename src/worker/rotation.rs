@@ -56,7 +56,7 @@ impl Rotation {
         }
         self.tried = Some(Instant::now());
         for extent in extents {
-            if extent.number != database.segment() && extent.blocks > 0 {
+            if extent.number != database.segment() && extent.blocks > 0 && extent.read {
                 self.empty(reader, extent.number, runners, late);
             }
         }
@@ -93,6 +93,10 @@ impl Rotation {
                 self.sealed.len() - 1
             }
         };
+        // What is to be noted durably of these addresses is not noted yet.
+        if runners.values().any(|runner| runner.wanted.is_some()) {
+            return;
+        }
         let sealed = &self.sealed[place];
         for &(id, epoch) in &sealed.epochs {
             let Some(runner) = runners.get_mut(&id) else { continue };

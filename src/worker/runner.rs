@@ -48,6 +48,14 @@ pub struct Runner {
     pub sighting: Option<Sighting>,
     pub heartbeat_due: Option<Instant>,
     pub scan: Option<Scan>,
+    /// Number of the scan: what was asked for an earlier one is of no interest to it.
+    pub scan_number: u32,
+    /// A phase that is to begin, until that is noted durably.
+    pub wanted: Option<Phase>,
+    /// Not before is it tried again to note that.
+    pub wanted_at: Instant,
+    /// Goes up when all has to be asked of the target anew: what was asked before is of no interest then.
+    pub incarnation: u32,
     /// Batches on their way.
     pub batches: usize,
     pub flow: Aimd,
@@ -60,7 +68,7 @@ pub struct Runner {
     pub blocked: bool,
     /// Documents that a batch may have: falls when the target says that a batch is too large, or a row cannot be read.
     pub batch_limit: usize,
-    /// Bytes of a document, a moving mean.
+    /// Bytes of a document, a moving mean; 0 if none was seen.
     pub mean_bytes: usize,
     /// Addresses with a dead letter.
     pub dead: FxHashSet<Vec<u8>>,
@@ -102,6 +110,10 @@ impl Runner {
             sighting: None,
             heartbeat_due: None,
             scan: None,
+            scan_number: 0,
+            wanted: None,
+            wanted_at: Instant::now(),
+            incarnation: 0,
             batches: 0,
             flow: Aimd::new(Bounds {
                 min_concurrency: 1,
@@ -114,7 +126,7 @@ impl Runner {
             failing: false,
             blocked: false,
             batch_limit: usize::MAX,
-            mean_bytes: 1024,
+            mean_bytes: 0,
             dead: FxHashSet::default(),
             delete_instead: FxHashSet::default(),
             stored: 0,
@@ -169,6 +181,23 @@ impl Runner {
         }
     }
 
+    /// All has to be asked of the target anew: it may be another one.
+    pub fn restart(&mut self) {
+        self.senders = None;
+        self.ownership = None;
+        self.target = Target::Unknown;
+        self.not_before = None;
+        self.blocked = false;
+        self.incarnation += 1;
+    }
+
+    /// The scan is over, or begins from the start.
+    pub fn forget_scan(&mut self) {
+        self.scan = None;
+        self.saved_position = None;
+        self.scan_number += 1;
+    }
+
     /// The target did not answer or asked for patience: wait longer each time.
     pub fn back_off(&mut self, why: &str) {
         let delay = self.backoff.next_delay();
@@ -210,7 +239,7 @@ impl Runner {
 
     /// True if nothing that was committed before that epoch ended is missing in the target.
     pub fn is_done(&self, epoch: Epoch) -> bool {
-        self.sync.phase == Phase::Live && self.stored == 0 && self.pending.is_done(epoch)
+        self.wanted.is_none() && self.sync.phase == Phase::Live && self.stored == 0 && self.pending.is_done(epoch)
     }
 
     /// Writes to shared memory what fanout.status shows.

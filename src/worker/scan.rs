@@ -3,7 +3,12 @@
 //! No order of keys is needed and no snapshot is held: what moves while the scan is under way was captured by the trigger.
 //! What was acknowledged in full is remembered, so that a scan goes on after a restart where it was.
 
+use super::pending::Epoch;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// The last number given to a slice: no two have the same, so that a late acknowledgement cannot hit another scan's.
+static LAST_SLICE: AtomicU32 = AtomicU32::new(0);
 
 /// The target's side of a reconcile: its ids are enumerated before the rows.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,12 +32,14 @@ struct Slice {
 pub struct Scan {
     /// Enumeration of the target's ids.
     pub ids: Ids,
+    /// The epoch in which the last of those ids was marked, until it is done: ids stand in no journal, so nothing may be
+    /// forgotten of the scan before.
+    pub ids_epoch: Option<Epoch>,
     /// Identity of the source's files when the scan began.
     pub files: i64,
     next: u32,
     end: u32,
     slices: VecDeque<Slice>,
-    last_slice: u32,
     rows_per_block: f64,
     /// Rows handed out.
     pub rows: i64,
@@ -44,12 +51,12 @@ impl Scan {
     /// A scan of blocks up to `end`.
     pub fn new(files: i64, end: u32, rows_total: Option<i64>, with_ids: bool) -> Self {
         Self {
+            ids_epoch: None,
             ids: if with_ids { Ids::Next(None) } else { Ids::Done },
             files,
             next: 0,
             end,
             slices: VecDeque::new(),
-            last_slice: 0,
             rows_per_block: 40.0,
             rows: 0,
             rows_total,
@@ -70,7 +77,7 @@ impl Scan {
 
     /// The position to save: all before it is acknowledged. None while the target's ids are being enumerated.
     pub fn position(&self) -> Option<Vec<u8>> {
-        if self.ids != Ids::Done {
+        if self.ids != Ids::Done || self.ids_epoch.is_some() {
             return None;
         }
         let block = self.slices.front().map_or(self.next, |slice| slice.from);
@@ -84,16 +91,16 @@ impl Scan {
         }
         let blocks = (rows as f64 / self.rows_per_block.max(0.01)).clamp(1.0, 100_000.0) as u32;
         let (from, to) = (self.next, self.next.saturating_add(blocks).min(self.end));
-        self.last_slice += 1;
+        let number = LAST_SLICE.fetch_add(1, Relaxed) + 1;
         self.next = to;
-        self.slices.push_back(Slice { number: self.last_slice, from, outstanding: 1 });
-        Some((self.last_slice, from, to))
+        self.slices.push_back(Slice { number, from, outstanding: 1 });
+        Some((number, from, to))
     }
 
     /// The slice was read: so many rows were in its blocks, and so many of them are on their way.
     pub fn was_read(&mut self, slice: u32, blocks: u32, rows: usize, outstanding: usize) {
         let density = rows as f64 / f64::from(blocks.max(1));
-        self.rows_per_block = if rows == 0 { self.rows_per_block * 4.0 } else { density };
+        self.rows_per_block = if rows == 0 { (self.rows_per_block / 4.0).max(0.01) } else { density };
         self.rows += rows as i64;
         if let Some(slice) = self.find(slice) {
             slice.outstanding += outstanding;
@@ -119,7 +126,7 @@ impl Scan {
     /// One delivery of a slice was acknowledged.
     pub fn acknowledged(&mut self, slice: u32) {
         if let Some(slice) = self.find(slice) {
-            slice.outstanding -= 1;
+            slice.outstanding = slice.outstanding.saturating_sub(1);
         }
         while self.slices.front().is_some_and(|slice| slice.outstanding == 0) {
             self.slices.pop_front();
@@ -133,7 +140,7 @@ impl Scan {
 
     /// True if all was read and acknowledged.
     pub fn is_done(&self) -> bool {
-        !self.has_more() && self.slices.is_empty()
+        !self.has_more() && self.slices.is_empty() && self.ids_epoch.is_none()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the worker keeps in tables: progress, dead letters, stored addresses. Each call runs within a transaction.
 
-use crate::catalog::Phase;
+use crate::catalog::{Phase, Sync};
 use pgrx::prelude::*;
 
 fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) {
@@ -9,13 +9,25 @@ fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) {
     }
 }
 
-/// Notes the phase of a sync, and that a scan begins anew.
-pub fn set_phase(sync: i32, phase: Phase, rows_done: i64, rows_total: Option<i64>) {
-    run(
-        "UPDATE fanout.sync SET phase = $2, position = NULL, adopt = false, rows_done = $3, rows_total = $4 \
-         WHERE sync_id = $1",
-        &[sync.into(), phase.as_str().into(), rows_done.into(), rows_total.into()],
-    );
+/// Notes the phase of a sync. False if somebody asked for something else meanwhile: the catalog is to be read anew.
+pub fn set_phase(sync: &Sync, phase: Phase, rows: Option<i64>) -> bool {
+    let sql = "UPDATE fanout.sync SET phase = $2, position = NULL, adopt = false, rows_done = coalesce($3, 0), \
+        rows_total = $3 WHERE sync_id = $1 AND request = $4 AND phase <> 'drop'";
+    let args = &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()];
+    match Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len())) {
+        Ok(rows) => rows == 1,
+        Err(error) => error!("cannot keep the state of a sync: {error}"),
+    }
+}
+
+/// Notes of what types the addresses are that may be pending.
+pub fn set_layout(sync: i32, layout: i64) {
+    run("UPDATE fanout.sync SET layout = $2 WHERE sync_id = $1", &[sync.into(), layout.into()]);
+}
+
+/// Notes as whom the target was claimed.
+pub fn set_claimed(sync: i32, claimed: &str) {
+    run("UPDATE fanout.sync SET claimed = $2 WHERE sync_id = $1", &[sync.into(), claimed.into()]);
 }
 
 /// Ends a sync whose target is gone.
@@ -27,7 +39,9 @@ pub fn remove_sync(sync: i32) {
 /// Notes how far a scan is.
 pub fn set_position(sync: i32, position: &[u8], rows_done: i64, rows_total: Option<i64>) {
     run(
-        "UPDATE fanout.sync SET position = $2, rows_done = $3, rows_total = $4 WHERE sync_id = $1",
+        // A sync whose row is locked by an open transaction is passed over: progress can be noted later.
+        "UPDATE fanout.sync SET position = $2, rows_done = $3, rows_total = $4 WHERE sync_id = \
+         (SELECT sync_id FROM fanout.sync WHERE sync_id = $1 FOR UPDATE SKIP LOCKED)",
         &[sync.into(), position.into(), rows_done.into(), rows_total.into()],
     );
 }
@@ -107,10 +121,15 @@ pub fn stored(sync: i32) -> i64 {
     .unwrap_or(0)
 }
 
-/// Removes stored addresses that are acknowledged.
-pub fn unstore(sync: i32, addresses: &[Vec<u8>]) {
+/// Removes stored addresses that are acknowledged; gives how many there were.
+pub fn unstore(sync: i32, addresses: &[Vec<u8>]) -> i64 {
     let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
-    run("DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]);
+    let sql = "DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)";
+    let args = &[sync.into(), addresses.into()];
+    match Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len())) {
+        Ok(rows) => rows as i64,
+        Err(error) => error!("cannot keep the state of a sync: {error}"),
+    }
 }
 
 /// Drops all stored addresses of a sync: it will be reconciled.

@@ -1,7 +1,7 @@
 //! Getting a target ready: claim it, make the index, keep saying that we are alive.
 
-use super::cycle::{PAGE, Task, Worker, begin_phase, begin_scan};
-use super::outcome::{fail, filled_anew};
+use super::cycle::{PAGE, Task, Worker, want_phase};
+use super::outcome::fail;
 use super::runner::{HEARTBEAT, Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase};
@@ -72,7 +72,7 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             match task {
                 // A heartbeat that got lost is no reason to stop: the next one, or a claim, tells.
                 Task::Heartbeat => runner.target = Target::Unknown,
-                Task::EnsureIndex | Task::SwapAlias => runner.target = Target::Claimed,
+                Task::EnsureIndex | Task::SwapAlias(_) => runner.target = Target::Claimed,
                 _ => runner.target = Target::Unknown,
             }
             fail(runner, &error);
@@ -81,7 +81,23 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
     };
     match result {
         JobResult::Claim(ClaimOutcome::Owned(ownership)) => {
+            let incarnation = super::process::incarnation();
+            let claimed = format!("{incarnation}#{}", ownership.epoch);
+            // The epoch grows by one with each claim. If ours is not the next after the one that we remember, somebody else
+            // fed the target meanwhile, or it is not the one that we knew, or lost what it held.
+            let expected = format!("{incarnation}#{}", ownership.epoch.wrapping_sub(1));
+            let before = runner.sync.claimed.replace(claimed.clone());
+            let same = before.as_deref() == Some(expected.as_str());
             runner.ownership = Some(ownership);
+            if let Err(failed) = transaction(|| super::store::set_claimed(id, &claimed)) {
+                runner.sync.claimed = before;
+                runner.target = Target::Unknown;
+                runner.back_off(&failed.to_string());
+                return;
+            }
+            if !same {
+                want_phase(runner, Phase::Reconcile);
+            }
             runner.sighting = None;
             runner.heartbeat_due = Some(Instant::now() + HEARTBEAT);
             runner.target = Target::Claimed;
@@ -101,16 +117,21 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
         JobResult::Heartbeat(Heartbeat::Superseded { by }) => {
             runner.ownership = None;
             runner.target = Target::Unknown;
+            if by.is_empty() {
+                // Nobody took it: the control document is gone, and maybe all the rest with it. Claim it anew.
+                return;
+            }
             runner.block(&format!("the target was taken over by another owner ({by}); fanout.adopt() takes it back"));
         }
         JobResult::Index(state) => {
             runner.succeed();
             match (state, runner.sync.phase) {
-                (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 && !matches!(task, Task::SwapAlias) => {
+                (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 => {
                     let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
                     let old = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
                     let kind = JobKind::SwapAlias { alias, old: Some(old), new };
-                    if worker.send(id, Task::SwapAlias, kind).is_err()
+                    let generation = runner.sync.generation;
+                    if worker.send(id, Task::SwapAlias(generation), kind).is_err()
                         && let Some(runner) = worker.runners.get_mut(&id)
                     {
                         runner.target = Target::Claimed;
@@ -119,17 +140,22 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                 }
                 (IndexState::Exists, Phase::Live | Phase::Backfill | Phase::Reconcile | Phase::Drop) => {}
                 // Left behind by an earlier life of the same name: what is in it has to be compared.
-                (IndexState::Exists, Phase::Create) => begin_phase(runner, Phase::Reconcile),
+                (IndexState::Exists, Phase::Create) => fill(runner, Phase::Reconcile),
                 // Empty: deleted behind our back, or new.
-                (IndexState::Created, _) => filled_anew(runner),
+                (IndexState::Created, _) => fill(runner, Phase::Backfill),
             }
             ready(runner);
         }
-        JobResult::Done if matches!(task, Task::SwapAlias) => {
-            // The old index is of no use any more.
-            let concrete = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
+        JobResult::Done => {
             ready(runner);
-            let _ = worker.send(id, Task::Farewell, JobKind::DeleteIndex { concrete });
+            if let Task::SwapAlias(generation) = *task {
+                // Those before are of no use any more; more than one if a resync was asked for during another.
+                let target = runner.sync.target.clone();
+                for old in (generation - 3).max(1)..generation {
+                    let concrete = format!("{target}-fanout-{old}");
+                    let _ = worker.send(id, Task::Farewell, JobKind::DeleteIndex { concrete });
+                }
+            }
         }
         _ => {}
     }
@@ -202,15 +228,20 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
     }
 }
 
+/// The target is there but was not filled by us: this is how its filling begins.
+fn fill(runner: &mut Runner, phase: Phase) {
+    runner.sync.phase = Phase::Reconcile;
+    want_phase(runner, phase);
+}
+
 fn ready(runner: &mut Runner) {
-    if runner.sync.phase == Phase::Create {
+    if runner.sync.phase == Phase::Create && runner.wanted.is_none() {
         // Redis may hold keys of the template from an earlier life.
-        begin_phase(runner, Phase::Reconcile);
+        fill(runner, Phase::Reconcile);
     }
     runner.target = Target::Ready;
-    if runner.sync.adopt {
-        begin_phase(runner, Phase::Reconcile);
+    if runner.sync.adopt && runner.wanted.is_none() {
+        want_phase(runner, Phase::Reconcile);
     }
-    begin_scan(runner);
     runner.publish();
 }

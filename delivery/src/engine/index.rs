@@ -113,22 +113,27 @@ impl Engine {
         Ok(IndexState::Exists)
     }
 
-    /// Points the alias at `new` and no longer at `old`, in one step. Harmless if it is so already.
-    /// [`crate::ErrorKind::Conflict`] if the alias points to a third index.
+    /// Points the alias at `new` and no longer at `old`, nor at any other index of ours (of a rebuild that was overtaken), in
+    /// one step. Harmless if it is so already. [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
     pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str) -> Result<()> {
         for name in [Some(alias), old, Some(new)].into_iter().flatten() {
             check_name(name)?;
         }
-        let holders = match self.describe(alias)? {
+        let holders: Vec<String> = match self.describe(alias)? {
             Named::Nothing => Vec::new(),
-            Named::Alias(indices) => indices.into_keys().collect(),
+            Named::Alias(indices) => {
+                let foreign = indices.iter().find(|(index, marked)| !**marked && Some(index.as_str()) != old);
+                if let Some((third, _)) = foreign {
+                    return Err(conflict(format!(
+                        "the alias \"{alias}\" points to index \"{third}\", which was not made by pg_fanout"
+                    )));
+                }
+                indices.into_keys().collect()
+            }
             _ => return Err(conflict(format!("\"{alias}\" is not an alias"))),
         };
         if holders == [new] {
             return Ok(());
-        }
-        if let Some(third) = holders.iter().find(|holder| Some(holder.as_str()) != old && *holder != new) {
-            return Err(conflict(format!("the alias \"{alias}\" points to index \"{third}\"")));
         }
         let leaving: Vec<&str> = holders.iter().map(String::as_str).filter(|holder| *holder != new).collect();
         self.point_alias(alias, &leaving, new)
