@@ -93,7 +93,7 @@ class Redis:
 
 VARIANTS = {
     "plain": "no sync",
-    "paused": "capture only (the sync is paused)",
+    "paused": "capture only (paused, no worker)",
     "redis": "sync to Redis",
     "opensearch": "sync to OpenSearch",
 }
@@ -104,9 +104,10 @@ def writes():
     psql(f"""SELECT fanout.cache_table('paused', server => 'cache', key => 'paused:${{id}}');
              SELECT fanout.cache_table('redis', server => 'cache', key => 'redis:${{id}}');
              SELECT fanout.index_table('opensearch', server => 'OpenSearch', index => '{RUN}_writes')""")
-    for sync in ("paused", "redis", "opensearch"):
+    syncs = [table for table in VARIANTS if table != "plain"]
+    for sync in syncs:
         psql(f"SELECT fanout.wait('{sync}', timeout => '3 minutes')")
-    psql("SELECT fanout.pause('paused')")
+        psql(f"SELECT fanout.pause('{sync}')")
     psql("VACUUM ANALYZE")
     result = []
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,12 @@ def writes():
             for turn in range(ROUNDS):
                 # There and back, so that whatever drifts meets all alike.
                 for table in list(VARIANTS)[:: 1 if turn % 2 == 0 else -1]:
+                    # Only the sync that is measured is at work; while all are paused there is no worker.
+                    if table in catch_up:
+                        psql(f"SELECT fanout.resume('{table}')")
+                        psql(f"SELECT fanout.wait('{table}')")
                     psql("CHECKPOINT")
+                    time.sleep(0.5)
                     command = ["pgbench", "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(SECONDS)]
                     environment = os.environ | {"PGOPTIONS": f"-c synchronous_commit={commit}"}
                     done = subprocess.run(
@@ -129,32 +135,37 @@ def writes():
                         capture_output=True, text=True, env=environment, check=True,
                     )
                     runs[table].append(float(re.search(r"tps = ([0-9.]+)", done.stdout)[1]))
-                    if table in catch_up:
-                        begun = time.perf_counter()
+                    say(f"  synchronous_commit={commit:4}{table:12}{runs[table][-1]:9.0f} TPS")
+                    if table == "paused":
+                        psql("SELECT fanout.resume('paused')")
+                    begun = time.perf_counter()
+                    if table != "plain":
                         psql(f"SELECT fanout.wait('{table}', timeout => '3 minutes')")
+                        psql(f"SELECT fanout.pause('{table}')")
+                    if table in catch_up:
                         catch_up[table].append(time.perf_counter() - begun)
-                    say(f"  synchronous_commit={commit}  {table:12}{runs[table][-1]:9.0f} TPS")
-            base = statistics.median(runs["plain"])
             for table, words in VARIANTS.items():
-                tps = statistics.median(runs[table])
+                # Each round by itself: what else the machine does changes from minute to minute.
+                ratios = [run / base for run, base in zip(runs[table], runs["plain"])]
                 late = statistics.median(catch_up[table]) if table in catch_up else None
                 result.append({
-                    "synchronous_commit": commit, "variant": words, "tps": round(tps), "ratio": round(tps / base, 3),
+                    "synchronous_commit": commit, "variant": words, "tps": round(statistics.median(runs[table])),
+                    "ratio": round(statistics.median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios],
                     "runs": [round(run) for run in runs[table]], "catch_up_s": late and round(late, 2),
                 })
-    for sync in ("paused", "redis", "opensearch"):
+    for sync in syncs:
         psql(f"SELECT fanout.drop_sync('{sync}')")
     return result
 
 
 def writes_table(rows):
-    lines = ["| synchronous_commit | table | TPS, median | ratio | runs | then in step after |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| synchronous_commit | table | TPS, median | ratio, median (range) | in step after |", "| --- | --- | --- | --- | --- |"
+    ]
     for row in rows:
         late = "" if row["catch_up_s"] is None else f"{row['catch_up_s']:.2f} s"
-        runs = ", ".join(f"{run:,}" for run in row["runs"])
-        lines.append(
-            f"| {row['synchronous_commit']} | {row['variant']} | {row['tps']:,} | {row['ratio']:.2f} | {runs} | {late} |"
-        )
+        ratio = f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})" if row["ratio"] != 1 else "1"
+        lines.append(f"| {row['synchronous_commit']} | {row['variant']} | {row['tps']:,} | {ratio} | {late} |")
     return lines
 
 
@@ -375,43 +386,43 @@ def surroundings():
 PARTS = {"writes": (writes, writes_table), "backfill": (backfill, backfill_table), "lag": (lag, lag_table)}
 
 
+def record(part, where, rows, table):
+    """Puts a part's figures into results/latest.json and README.md; other parts keep theirs."""
+    path = HERE / "results" / "latest.json"
+    path.parent.mkdir(exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[part] = {"where": where, "rows": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    machine = (
+        f"{where['date']}, commit {where['commit']}, {where['build']} build; {where['cores']} cores ({where['processor']}), "
+        f"{where['memory_gb']} GB, load average {where['load_before']}\nbefore and {where['load_after']} after; "
+        f"PostgreSQL {where['PostgreSQL']}, OpenSearch {where['OpenSearch']}, Elasticsearch {where['Elasticsearch']}, "
+        f"Redis {where['Redis']}. Took {where['seconds']} s."
+    )
+    block = "\n".join([f"<!-- {part} -->", "", *table, "", machine, "", f"<!-- end of {part} -->"])
+    readme = (HERE / "README.md").read_text()
+    pattern = f"<!-- {part} -->.*?<!-- end of {part} -->"
+    (HERE / "README.md").write_text(re.sub(pattern, lambda _: block, readme, flags=re.DOTALL))
+
+
 def main():
     chosen = sys.argv[1:] or list(PARTS)
     if not set(chosen) <= set(PARTS):
         sys.exit(f"bench: the parts are: {', '.join(PARTS)}")
-    begun = time.perf_counter()
-    where = surroundings()
     say(f"{ROWS:,} rows are made")
     set_up()
-    results, tables = {}, {}
     try:
         for part in chosen:
-            say(part)
+            say(f"\n{part}")
             measure, table = PARTS[part]
-            results[part] = measure()
-            tables[part] = table(results[part])
+            where, begun = surroundings(), time.perf_counter()
+            rows = measure()
+            where |= {"seconds": round(time.perf_counter() - begun), "load_after": round(os.getloadavg()[0], 1)}
+            say("\n" + "\n".join(table(rows)))
+            record(part, where, rows, table(rows))
     finally:
         tear_down()
-    where["seconds"] = round(time.perf_counter() - begun)
-    for part in chosen:
-        say("\n" + "\n".join(tables[part]))
-    if set(chosen) != set(PARTS):
-        return
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "latest.json").write_text(json.dumps({"where": where, **results}, indent=1) + "\n")
-    readme = (HERE / "README.md").read_text()
-    machine = (
-        f"{where['date']}, commit {where['commit']}, {where['build']} build. {where['cores']} cores ({where['processor']}), "
-        f"{where['memory_gb']} GB;\nall servers and clients on this one machine, load average {where['load_before']} before. "
-        f"PostgreSQL {where['PostgreSQL']}, OpenSearch {where['OpenSearch']},\n"
-        f"Elasticsearch {where['Elasticsearch']}, Redis {where['Redis']}. The run took {where['seconds']} s."
-    )
-    for name, lines in {"machine": [machine], **tables}.items():
-        block = f"<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- end of {name} -->"
-        pattern = f"<!-- {name} -->.*?<!-- end of {name} -->"
-        readme = re.sub(pattern, lambda _: block, readme, flags=re.DOTALL)
-    (HERE / "README.md").write_text(readme)
-    say("\nbench/README.md and bench/results/latest.json are written")
+    say("\nbench/README.md and bench/results/latest.json have these figures now")
 
 
 main()
