@@ -2,7 +2,8 @@
 \set ON_ERROR_STOP on
 \pset footer off
 SELECT pg_sleep(1) \g /dev/null
-SELECT count(*) > 0 AS fed_by_another FROM fanout.status WHERE state = 'blocked' AND last_error LIKE '%another owner%' \gset
+SELECT count(*) > 0 AS fed_by_another FROM fanout.status
+WHERE state = 'blocked' AND last_error LIKE '%another owner%' \gset
 
 \if :fed_by_another
 \set ECHO queries
