@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 const SENDERS: usize = 2;
 /// Ids or keys of a target asked for at a time.
 pub const PAGE: usize = 2000;
+/// Least time between two polls: what many writers commit meanwhile is read at once, and they keep the processor.
+const POLL_PAUSE: Duration = Duration::from_millis(1);
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
 const SCAN_PENDING: usize = 20_000;
 
@@ -82,6 +84,7 @@ pub struct Worker {
     nonce: String,
     polled_commits: Option<u64>,
     poll_due: Instant,
+    polled_at: Instant,
     /// The journal could not be read just now: not again before it is due.
     poll_failed: bool,
     /// Which sync is served first: another one in each turn.
@@ -113,6 +116,7 @@ impl Worker {
             nonce: format!("{:016x}", fastrand::u64(..)),
             polled_commits: None,
             poll_due: Instant::now(),
+            polled_at: Instant::now(),
             poll_failed: false,
             turn: 0,
             started: Instant::now(),
@@ -203,6 +207,7 @@ impl Worker {
             for runner in self.runners.values_mut() {
                 runner.publish();
             }
+            self.database.failures.store(0, Relaxed);
             if self.may_leave() {
                 return Ok(());
             }
@@ -229,13 +234,17 @@ impl Worker {
                 until = until.min(at);
             }
         }
-        if self.poll_failed {
+        let pausing = self.polled_at.elapsed() < POLL_PAUSE && self.polled_commits != Some(self.database.commits());
+        if pausing {
+            until = now + POLL_PAUSE;
+        } else if self.poll_failed {
             until = until.min(self.poll_due);
         }
-        let timeout = until.saturating_duration_since(now).as_millis() as i64 + 1;
-        self.database.set_sleeping(true);
+        let timeout = (until.saturating_duration_since(now).as_millis() as i64).max(1);
+        // In the pause between two polls no commit has to wake us.
+        self.database.set_sleeping(!pausing);
         // A commit between the last poll and this point has seen "not sleeping" and set no latch.
-        if self.poll_failed || self.polled_commits == Some(self.database.commits()) {
+        if pausing || self.poll_failed || self.polled_commits == Some(self.database.commits()) {
             let events =
                 pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
             // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
@@ -259,6 +268,10 @@ impl Worker {
         if Instant::now() < self.poll_due && (self.poll_failed || self.polled_commits == Some(commits)) {
             return false;
         }
+        if self.polled_commits.is_some() && self.polled_at.elapsed() < POLL_PAUSE {
+            return false;
+        }
+        self.polled_at = Instant::now();
         let wanted: Vec<(i32, u64)> = self
             .runners
             .iter()

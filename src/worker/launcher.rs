@@ -10,10 +10,12 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Least time between two starts of a worker in the same database.
+/// Least time between two starts of a worker in the same database; doubled with each failure in a row, up to a minute.
 const RESTART: Duration = Duration::from_secs(1);
+const LONGEST_RESTART: Duration = Duration::from_secs(60);
 /// How often it is tried again while no slot is free.
 const SLOT_RETRY_MS: i64 = 2000;
 
@@ -127,8 +129,9 @@ unsafe fn tend(launched: &mut HashMap<pg_sys::Oid, Launched>) -> i64 {
         }
         if let Some(known) = launched.get(&database.oid()) {
             let since = known.at.elapsed();
-            if since < RESTART {
-                wait = wait.min((RESTART - since).as_millis() as i64 + 1);
+            let pause = (RESTART * (1 << database.failures.load(Relaxed).min(6))).min(LONGEST_RESTART);
+            if since < pause {
+                wait = wait.min((pause - since).as_millis() as i64 + 1);
                 continue;
             }
         }

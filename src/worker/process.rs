@@ -10,7 +10,6 @@ use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
-use std::time::Duration;
 
 /// Settings that change what rows look like, or what our statements do to others; `ALTER DATABASE … SET` must not reach them.
 const PINNED: &[(&CStr, &CStr)] = &[
@@ -256,6 +255,8 @@ fn finish(database: &Database, commits: u64) -> ! {
 
 fn give_up(why: &str) -> ! {
     warning!("pg_fanout: the worker starts anew: {why}");
-    std::thread::sleep(Duration::from_millis(100));
+    if let Some(database) = MINE.get() {
+        database.failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
     leave(WorkerState::Wanted)
 }

@@ -53,6 +53,8 @@ pub struct Database {
     /// DDL on the whole database is running: no worker may be there.
     pub holds: AtomicI32,
     pid: AtomicI32,
+    /// Workers that gave up in a row.
+    pub failures: AtomicU32,
     latch: AtomicPtr<pg_sys::Latch>,
     sleeping: AtomicBool,
     /// Bumped at each commit that has something for the worker.

@@ -12,6 +12,7 @@ mod outages;
 mod ownership;
 mod partitions;
 mod privileges;
+mod races;
 mod readme;
 mod removal;
 mod repair;

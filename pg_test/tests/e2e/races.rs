@@ -1,0 +1,187 @@
+//! What happens at the same time, and what an older state must not spoil.
+
+use crate::tables::{more_products, products};
+use pg_test::{Engine, Keyspace, World, assert_in_step, on_each_engine};
+use std::time::Duration;
+
+on_each_engine!(truncates_in_a_row_leave_nothing_behind, a_resync_during_another_ends_with_the_last);
+
+fn truncates_in_a_row_leave_nothing_behind(world: &mut World, engine: &Engine) {
+    products(world, 20_000);
+    let sync = world.index_table("product", engine, "");
+    world.wait(&sync);
+    for round in 0..5 {
+        world.db.exec("TRUNCATE product");
+        more_products(world, 1, 100 * round);
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    assert_in_step(world, &sync);
+}
+
+fn a_resync_during_another_ends_with_the_last(world: &mut World, engine: &Engine) {
+    products(world, 5000);
+    let index = world.index_name("product");
+    let sync = world.index_table("product", engine, "");
+    world.wait(&sync);
+    for _ in 0..3 {
+        world.db.exec(&format!("SELECT fanout.resync('{sync}')"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_in_step(world, &sync);
+    assert!(engine.exists(&format!("{index}-fanout-4")));
+    pg_test::eventually("the older indices are gone", Duration::from_secs(20), || {
+        engine.indices(&format!("{index}-fanout-")).len() == 1
+    });
+}
+
+#[test]
+fn a_transaction_older_than_the_sync_is_captured_and_so_is_what_follows() {
+    let mut world = World::new("older");
+    products(&mut world, 10);
+    let mut old = world.connect();
+    old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    old.value("SELECT count(*) FROM product");
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    old.exec("UPDATE product SET name = 'in an old snapshot' WHERE id = 1");
+    old.exec("COMMIT");
+    old.exec("UPDATE product SET name = 'afterwards' WHERE id = 2");
+    assert_in_step(&mut world, &sync);
+}
+
+#[test]
+fn a_truncate_while_the_catalog_is_locked_is_not_forgotten() {
+    let mut world = World::new("locked");
+    products(&mut world, 10);
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    let mut holder = world.connect();
+    holder.exec(&format!("BEGIN; SELECT fanout.resume('{sync}')"));
+    world.db.exec("TRUNCATE product");
+    std::thread::sleep(Duration::from_millis(1500));
+    holder.exec("COMMIT");
+    assert_in_step(&mut world, &sync);
+    assert!(Keyspace::open().keys(&world.key_prefix("product")).is_empty());
+}
+
+#[test]
+fn a_reconcile_waits_for_a_locked_table() {
+    let mut world = World::new("locked_table");
+    products(&mut world, 10);
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    let mut holder = world.connect();
+    holder.exec("BEGIN; LOCK TABLE product IN ACCESS EXCLUSIVE MODE");
+    world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+    std::thread::sleep(Duration::from_millis(1500));
+    holder.exec("COMMIT");
+    assert_in_step(&mut world, &sync);
+}
+
+#[test]
+fn a_truncate_does_not_revive_a_sync_that_is_dropped() {
+    let mut world = World::new("dropped");
+    products(&mut world, 10);
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    world.db.exec(&format!("BEGIN; TRUNCATE product; SELECT fanout.drop_sync('{sync}', drop_target => true); COMMIT"));
+    pg_test::eventually("the sync is gone", Duration::from_secs(20), || {
+        world.db.value(&format!("SELECT count(*) FROM fanout.status WHERE sync = '{sync}'")) == "0"
+    });
+    assert!(Keyspace::open().keys(&world.key_prefix("product")).is_empty());
+}
+
+#[test]
+fn a_key_of_another_type_is_reconciled() {
+    let mut world = World::new("retyped");
+    world.db.exec(
+        "CREATE TABLE product (id uuid PRIMARY KEY, name text);
+         INSERT INTO product SELECT md5(i::text)::uuid, 'name ' || i FROM generate_series(1, 50) AS i",
+    );
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    world.db.exec(&format!("SELECT fanout.pause('{sync}')"));
+    world.db.exec("UPDATE product SET name = 'changed while paused'");
+    world.db.exec("ALTER TABLE product ALTER COLUMN id TYPE text");
+    world.db.exec(&format!("SELECT fanout.resume('{sync}')"));
+    assert_in_step(&mut world, &sync);
+}
+
+#[test]
+fn a_flushed_redis_is_filled_again() {
+    let mut world = World::new("flushed");
+    products(&mut world, 100);
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    // What a restart without persistence takes away: the keys and the control key.
+    let mut redis = Keyspace::open();
+    redis.remove(&world.key_prefix("product"));
+    let target = world.status(&sync, "target");
+    redis.remove(&format!("pg_fanout:control:{target}"));
+    pg_test::eventually("the keys are back", Duration::from_secs(40), || {
+        redis.keys(&world.key_prefix("product")).len() == 100
+    });
+    assert_in_step(&mut world, &sync);
+}
+
+#[test]
+fn a_hostile_domain_runs_as_nobody_but_the_owner() {
+    let mut world = World::new("hostile");
+    let (role, mut mallory) = world.role("mallory");
+    world.db.exec(&format!("GRANT USAGE ON FOREIGN SERVER cache TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
+    mallory.exec(
+        "CREATE FUNCTION public.trap(v text) RETURNS boolean LANGUAGE plpgsql AS $$
+         BEGIN
+             BEGIN
+                 PERFORM set_config('role', 'postgres', false);
+                 EXECUTE format('ALTER ROLE %I SUPERUSER', current_setting('trap.role', true));
+             EXCEPTION WHEN OTHERS THEN NULL; END;
+             BEGIN
+                 EXECUTE 'UPDATE fanout.sync SET owner = 10';
+             EXCEPTION WHEN OTHERS THEN NULL; END;
+             RETURN true;
+         END $$;
+         CREATE DOMAIN public.code AS text CHECK (public.trap(VALUE));
+         CREATE TABLE public.gift (id public.code PRIMARY KEY, name text);
+         INSERT INTO public.gift VALUES ('a', 'x')",
+    );
+    world.db.exec(&format!("ALTER DATABASE {} SET trap.role = '{role}'", world.database()));
+    let key = format!("{}${{id}}", world.key_prefix("gift"));
+    mallory.exec(&format!("SELECT fanout.cache_table('gift', server => 'cache', key => '{key}')"));
+    mallory.exec("SELECT fanout.wait('gift', '30s')");
+    mallory.exec("SELECT fanout.reconcile('gift')");
+    mallory.exec("SELECT fanout.wait('gift', '30s')");
+    assert_eq!(world.db.value(&format!("SELECT rolsuper FROM pg_roles WHERE rolname = '{role}'")), "f");
+    assert_eq!(world.db.value("SELECT owner::text FROM fanout.sync"), role);
+    mallory.exec("SELECT state, lag FROM fanout.status");
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_a_dead_letter_and_its_neighbours_arrive() {
+    let mut world = World::new("unreadable");
+    world.db.exec(
+        "CREATE FUNCTION fragile(v int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+         BEGIN IF v = 77 AND current_setting('application_name') = 'pg_fanout worker' THEN
+             RAISE division_by_zero; END IF; RETURN v; END $$;
+         CREATE TABLE product (id int PRIMARY KEY, name text);
+         INSERT INTO product SELECT i, 'name ' || i FROM generate_series(1, 300) AS i;
+         CREATE TYPE odd AS (v int);",
+    );
+    // A cast to json is the user's own code that runs while a row is read.
+    world.db.exec(
+        "CREATE FUNCTION odd_json(o odd) RETURNS json LANGUAGE sql IMMUTABLE AS
+             $$ SELECT to_json(public.fragile((o).v)) $$;
+         CREATE CAST (odd AS json) WITH FUNCTION odd_json(odd);
+         ALTER TABLE product ADD COLUMN o odd;
+         UPDATE product SET o = row(id)",
+    );
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    let prefix = world.key_prefix("product");
+    let keys = Keyspace::open().keys(&prefix);
+    assert_eq!(keys.len(), 299, "all but the unreadable row");
+    assert_eq!(world.db.value("SELECT id FROM fanout.dead_letters"), format!("{prefix}77"));
+    world.db.exec("UPDATE product SET o = row(1) WHERE id = 77");
+    world.wait(&sync);
+    assert_eq!(Keyspace::open().keys(&prefix).len(), 300);
+}
