@@ -169,18 +169,18 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             return ignore(format!("trigger \"{name}\" names no sync: fanout.capture() takes one argument"));
         }
         let sync = std::ffi::CStr::from_ptr(*trigger.tgargs).to_string_lossy().into_owned();
-        let Some(sync) = catalog::find_now(&sync) else {
+        let Some(captured) = catalog::captured_now(&sync) else {
             return ignore(format!("trigger \"{name}\" names sync \"{sync}\", which does not exist"));
         };
-        if relation.rd_id != sync.source && !descends(relation.rd_id, sync.source) {
-            return ignore(format!("trigger \"{name}\" names sync \"{}\", which has another source", sync.name));
+        if relation.rd_id != captured.source && !descends(relation.rd_id, captured.source) {
+            return ignore(format!("trigger \"{name}\" names sync \"{sync}\", which has another source"));
         }
-        if sync.identity != catalog::identity() {
+        if captured.identity != catalog::identity() {
             // Parked: adopting it reconciles anyway, and until then nobody would empty the journal.
             return Plan::Ignore;
         }
         let mut columns = Vec::new();
-        for column in &sync.address_columns {
+        for column in &captured.address_columns {
             let descriptor = &*relation.rd_att;
             let attributes = descriptor.attrs.as_slice(descriptor.natts as usize);
             let found = attributes.iter().find(|attribute| {
@@ -188,7 +188,7 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
                     && std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes() == column.as_bytes()
             });
             match found {
-                None => return Plan::Reconcile { sync: sync.id },
+                None => return Plan::Reconcile { sync: captured.id },
                 Some(attribute) => columns.push((
                     i32::from(attribute.attnum),
                     Storage { type_oid: attribute.atttypid, length: attribute.attlen, by_value: attribute.attbyval },
@@ -196,7 +196,7 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             }
         }
         let layout = image::layout(columns.iter().map(|&(_, storage)| storage));
-        Plan::Addresses { sync: sync.id, layout, columns }
+        Plan::Addresses { sync: captured.id, layout, columns }
     }
 }
 

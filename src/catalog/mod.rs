@@ -167,13 +167,64 @@ pub fn find(name: &str) -> Option<Sync> {
     ours(privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]))).pop()
 }
 
-/// As [`find`], but as of now, whatever snapshot the transaction has: what a trigger notes must not depend on it.
-pub fn find_now(name: &str) -> Option<Sync> {
-    // SAFETY: the snapshot is pushed and popped around our own query; an error unwinds to the abort, which pops it.
+/// What a trigger has to know of its sync.
+pub struct Captured {
+    pub id: i32,
+    pub source: pg_sys::Oid,
+    pub address_columns: Vec<String>,
+    pub identity: String,
+}
+
+/// The sync of that name as of now, whatever snapshot the transaction has: what a trigger notes must not depend on it. A scan
+/// of the table itself, since SPI reads with the transaction's snapshot where that is repeatable.
+pub fn captured_now(name: &str) -> Option<Captured> {
+    let oid = own_relation(c"sync");
+    if oid == pg_sys::InvalidOid {
+        return None;
+    }
+    // SAFETY: the relation is open and locked while it is scanned, the snapshot registered; a column is read by its number
+    // as the type that bootstrap.sql gives it, and copied before the tuple goes.
     unsafe {
-        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
-        let found = find(name);
-        pg_sys::PopActiveSnapshot();
+        let relation = pg_sys::try_relation_open(oid, pg_sys::AccessShareLock as i32);
+        if relation.is_null() {
+            return None;
+        }
+        let descriptor = (*relation).rd_att;
+        let number = |column: &std::ffi::CStr| i32::from(pg_sys::get_attnum(oid, column.as_ptr()));
+        let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+        let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, std::ptr::null_mut());
+        let mut found = None;
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let value = |column: &std::ffi::CStr| {
+                let mut null = false;
+                let datum = pg_sys::heap_getattr(tuple, number(column), descriptor, &mut null);
+                (datum, null)
+            };
+            let text = |column: &std::ffi::CStr| {
+                let (datum, null) = value(column);
+                String::from_datum(datum, null)
+            };
+            if text(c"name").as_deref() != Some(name) {
+                continue;
+            }
+            let (id, id_null) = value(c"sync_id");
+            let (source, source_null) = value(c"source");
+            let (columns, columns_null) = value(c"address_columns");
+            found = Some(Captured {
+                id: i32::from_datum(id, id_null).unwrap_or_default(),
+                source: pg_sys::Oid::from_datum(source, source_null).unwrap_or(pg_sys::InvalidOid),
+                address_columns: Vec::<String>::from_datum(columns, columns_null).unwrap_or_default(),
+                identity: text(c"identity").unwrap_or_default(),
+            });
+            break;
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::UnregisterSnapshot(snapshot);
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as i32);
         found
     }
 }

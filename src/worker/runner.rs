@@ -45,6 +45,8 @@ pub struct Runner {
     pub pending: Pending,
     pub target: Target,
     pub ownership: Option<Ownership>,
+    /// Indices of generations that are served no longer, to be deleted.
+    pub outdated: Vec<String>,
     pub sighting: Option<Sighting>,
     pub heartbeat_due: Option<Instant>,
     pub scan: Option<Scan>,
@@ -107,6 +109,7 @@ impl Runner {
             pending: Pending::default(),
             target: Target::Unknown,
             ownership: None,
+            outdated: Vec::new(),
             sighting: None,
             heartbeat_due: None,
             scan: None,

@@ -19,6 +19,14 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
     let (task, kind) = match runner.target {
         Target::Asked => return false,
         Target::Ready => {
+            if let Some(concrete) = runner.outdated.pop() {
+                let kind = JobKind::DeleteIndex { concrete: concrete.clone() };
+                let sent = worker.send(id, Task::Farewell, kind).is_ok();
+                if !sent && let Some(runner) = worker.runners.get_mut(&id) {
+                    runner.outdated.push(concrete);
+                }
+                return sent;
+            }
             if runner.heartbeat_due.is_none_or(|due| due > now) {
                 return false;
             }
@@ -150,11 +158,8 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             ready(runner);
             if let Task::SwapAlias(generation) = *task {
                 // Those before are of no use any more; more than one if a resync was asked for during another.
-                let target = runner.sync.target.clone();
-                for old in (generation - 3).max(1)..generation {
-                    let concrete = format!("{target}-fanout-{old}");
-                    let _ = worker.send(id, Task::Farewell, JobKind::DeleteIndex { concrete });
-                }
+                let target = &runner.sync.target;
+                runner.outdated = (1..generation).map(|old| format!("{target}-fanout-{old}")).collect();
             }
         }
         _ => {}

@@ -31,14 +31,17 @@ impl RedisTarget {
         Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
     }
 
-    /// Renews an ownership. A control key that is gone (evicted, flushed) is written again: nobody else has it.
+    /// Renews an ownership. A control key that is gone (evicted, flushed, a restart without persistence) is reported as
+    /// superseded by nobody: what else is gone is not known, so the caller claims anew and fills the keyspace again.
     pub fn heartbeat(&mut self, ownership: &Ownership) -> Result<Heartbeat> {
         for _ in 0..ATTEMPTS {
-            if let Some((control, _)) = self.watch_control(&ownership.target)?
-                && !control.is_of(ownership)
-            {
-                self.unwatch()?;
-                return Ok(Heartbeat::Superseded { by: control.by });
+            match self.watch_control(&ownership.target)? {
+                Some((control, _)) if control.is_of(ownership) => {}
+                found => {
+                    self.unwatch()?;
+                    let by = found.map_or_else(String::new, |(control, _)| control.by);
+                    return Ok(Heartbeat::Superseded { by });
+                }
             }
             let text = Control::renewed(ownership).to_json().to_string();
             if self.exec_control(&ownership.target, Some(&text))? {
