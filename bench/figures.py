@@ -93,7 +93,7 @@ class Redis:
 
 VARIANTS = {
     "plain": "no sync",
-    "paused": "capture only (paused, no worker)",
+    "paused": "capture only (paused)",
     "redis": "sync to Redis",
     "opensearch": "sync to OpenSearch",
 }
@@ -122,7 +122,7 @@ def writes():
             for turn in range(ROUNDS):
                 # There and back, so that whatever drifts meets all alike.
                 for table in list(VARIANTS)[:: 1 if turn % 2 == 0 else -1]:
-                    # Only the sync that is measured is at work; while all are paused there is no worker.
+                    # Only the sync that is measured is at work; a paused one is captured, and the worker keeps its backlog.
                     if table in catch_up:
                         psql(f"SELECT fanout.resume('{table}')")
                         psql(f"SELECT fanout.wait('{table}')")

@@ -179,7 +179,8 @@ fn an_index_stands_behind_its_alias() {
         assert_eq!(engine.ensure_index(&next.concrete, &next.alias, &body).unwrap(), IndexState::Created);
         assert_eq!(next.bulk(|bulk| bulk.push_index(0, "new", 1, b"{}")), [(0, BulkOutcome::Done)]);
         assert!(engine.get(&index.alias, "new").unwrap().is_none());
-        assert_eq!(kind(engine.swap_alias(&index.alias, Some("another"), &next.concrete)), ErrorKind::Conflict);
+        // It leaves whichever index of ours has it, since a rebuild may have overtaken another; then saying so again is harmless.
+        engine.swap_alias(&index.alias, Some("another"), &next.concrete).unwrap();
         for _ in 0..2 {
             engine.swap_alias(&index.alias, Some(&index.concrete), &next.concrete).unwrap();
             assert!(engine.get(&index.alias, "new").unwrap().is_some());
