@@ -150,9 +150,13 @@ impl Worker {
                     let mut runner = Runner::new(sync, slot);
                     let (dead, stored, unlogged) = transaction(|| {
                         let sync = &runner.sync;
-                        // SAFETY: a catalog look-up within a transaction; it answers 0 for what is gone.
-                        let persistence = unsafe { pg_sys::get_rel_persistence(sync.source) } as u8;
-                        (store::dead_letters(sync.id), store::stored(sync.id), persistence == b'u')
+                        // SAFETY: catalog look-ups within a transaction. The first answers 0 for a table that is gone, for which
+                        // the second would raise.
+                        let unlogged = unsafe {
+                            pg_sys::get_rel_relkind(sync.source) != 0
+                                && pg_sys::get_rel_persistence(sync.source) as u8 == b'u'
+                        };
+                        (store::dead_letters(sync.id), store::stored(sync.id), unlogged)
                     })?;
                     runner.dead = dead.into_iter().collect();
                     runner.stored = stored;
