@@ -178,3 +178,19 @@ fn a_row_that_cannot_be_read_is_a_dead_letter_and_its_neighbours_arrive() {
     world.wait(&sync);
     assert_eq!(Keyspace::open().keys(&prefix).len(), 300);
 }
+
+#[test]
+fn a_worker_starts_beside_a_sync_whose_table_is_gone() {
+    let mut world = World::new("gone");
+    products(&mut world, 10);
+    let gone = world.cache_table("product", "");
+    world.wait(&gone);
+    world.db.exec("CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1); DROP TABLE product");
+    world.db.exec(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE backend_type = 'pg_fanout worker' AND datname = current_database()",
+    );
+    let sync = world.cache_table("other", "");
+    assert_in_step(&mut world, &sync);
+    assert_eq!(world.status(&gone, "state"), "blocked");
+}
