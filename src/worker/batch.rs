@@ -233,8 +233,9 @@ pub fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<
 pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
     let version = clock.next()?;
     let bound = settings::batch_bytes().min(runner.flow.batch_bytes());
-    let slots = runner.pending.take(limit(runner));
+    let limit = limit(runner);
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
+    let slots = runner.pending.take(limit);
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
     let read = read_as_owner(runner.sync.owner, || {
@@ -292,7 +293,8 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     if scan.files != files {
         // The table was rewritten (VACUUM FULL, CLUSTER, a retyped column): its rows have other places now.
         pgrx::log!("pg_fanout: the source of sync \"{}\" was rewritten, its scan begins anew", runner.sync.name);
-        super::cycle::want_phase(runner, runner.sync.phase);
+        // Reconciled, not only filled: a deletion that is pending is forgotten with the rest.
+        super::cycle::want_phase(runner, Phase::Reconcile);
         return Ok(Vec::new());
     }
     let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
