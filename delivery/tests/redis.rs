@@ -220,12 +220,14 @@ fn one_owner_at_a_time() {
     assert_eq!(target.heartbeat(&first).unwrap(), Heartbeat::Superseded { by: "b 1".into() });
     target.release(&first).unwrap();
 
-    // Evicted or flushed: written again.
+    // Evicted or flushed: superseded by nobody, and a new claim begins at the first epoch, which tells what happened.
     let key = format!("{CONTROL_KEY_PREFIX}{name}");
     assert_eq!(target.del(&[&key]).unwrap(), 1);
-    let Heartbeat::Kept(second) = target.heartbeat(&second).unwrap() else { panic!() };
-    assert!(target.get(&key).unwrap().is_some());
-    target.release(&second).unwrap();
+    assert_eq!(target.heartbeat(&second).unwrap(), Heartbeat::Superseded { by: String::new() });
+    assert!(target.get(&key).unwrap().is_none());
+    let again = owned(target.claim(&other).unwrap());
+    assert_eq!(again.epoch, 1);
+    target.release(&again).unwrap();
     assert!(target.get(&key).unwrap().is_none());
 
     let key = format!("{CONTROL_KEY_PREFIX}{name}");
