@@ -3,6 +3,7 @@
 use crate::capture::image::{self, Storage};
 use crate::catalog::Sync;
 use crate::journal::format::Layout;
+use crate::server::quoted;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
@@ -59,12 +60,6 @@ enum Output {
 fn name(name: *mut std::ffi::c_char) -> String {
     // SAFETY: a palloc'd C string, or null.
     unsafe { if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() } }
-}
-
-fn quoted(text: &str) -> String {
-    let Ok(text) = CString::new(text) else { return String::new() };
-    // SAFETY: quote_identifier reads a C string and gives one that lives in the current memory context, or its argument.
-    unsafe { CStr::from_ptr(pg_sys::quote_identifier(text.as_ptr())).to_string_lossy().into_owned() }
 }
 
 impl Source {

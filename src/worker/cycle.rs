@@ -926,8 +926,3 @@ fn refill(runner: &mut Runner) {
         Err(failed) => runner.back_off(&failed.to_string()),
     }
 }
-
-/// Counts a delivery.
-pub fn delivered(runner: &Runner, documents: usize) {
-    runner.slot.delivered.fetch_add(documents as u64, Relaxed);
-}

@@ -197,7 +197,7 @@ fn settle(
     }
     let clean = overloaded.is_none() && !missing;
     acknowledge(runner, &done);
-    super::cycle::delivered(runner, done.len());
+    shared_add(&runner.slot.delivered, done.len());
     if let Some(version) = passed {
         pgrx::log!(
             "pg_fanout: the target of sync \"{}\" holds version {version}, which is above ours; the clock moves past it",

@@ -3,21 +3,17 @@
 use crate::catalog::{Phase, Sync};
 use pgrx::prelude::*;
 
-fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) {
-    if let Err(error) = Spi::run_with_args(sql, args) {
-        error!("cannot keep the state of a sync: {error}");
-    }
+/// Runs a statement; gives the rows that it touched.
+fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> usize {
+    Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len()))
+        .unwrap_or_else(|error| error!("cannot keep the state of a sync: {error}"))
 }
 
 /// Notes the phase of a sync. False if somebody asked for something else meanwhile: the catalog is to be read anew.
 pub fn set_phase(sync: &Sync, phase: Phase, rows: Option<i64>) -> bool {
     let sql = "UPDATE fanout.sync SET phase = $2, position = NULL, adopt = false, rows_done = coalesce($3, 0), \
         rows_total = $3 WHERE sync_id = $1 AND request = $4 AND phase <> 'drop'";
-    let args = &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()];
-    match Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len())) {
-        Ok(rows) => rows == 1,
-        Err(error) => error!("cannot keep the state of a sync: {error}"),
-    }
+    run(sql, &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()]) == 1
 }
 
 /// Notes of what types the addresses are that may be pending.
@@ -124,12 +120,7 @@ pub fn stored(sync: i32) -> i64 {
 /// Removes stored addresses that are acknowledged; gives how many there were.
 pub fn unstore(sync: i32, addresses: &[Vec<u8>]) -> i64 {
     let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
-    let sql = "DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)";
-    let args = &[sync.into(), addresses.into()];
-    match Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len())) {
-        Ok(rows) => rows as i64,
-        Err(error) => error!("cannot keep the state of a sync: {error}"),
-    }
+    run("DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]) as i64
 }
 
 /// Drops all stored addresses of a sync: it will be reconciled.
