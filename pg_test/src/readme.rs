@@ -4,7 +4,9 @@
 //! blank lines between) is what psql should have printed: its lines must occur in the output, in that order; a line
 //! that is only `…` or `...` stands for anything, and differences in white space do not count.
 
+use crate::engine::Engine;
 use crate::environment::variable;
+use crate::keyspace::Keyspace;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -60,16 +62,40 @@ pub fn on_the_stack(markdown: &str) -> String {
         .replace("redis://127.0.0.1:6379/0", &variable("REDIS_URL"))
 }
 
-/// Runs the steps in one psql session each, and panics at the first that fails or prints something else.
-pub fn run(database: &str, steps: &[Step]) {
-    assert!(!steps.is_empty(), "the document has no ```sql block");
+/// Runs the steps of a document in one psql session each, and panics at the first that fails or prints something else.
+pub fn run(document: &str, database: &str, steps: &[Step]) {
+    assert!(!steps.is_empty(), "{document} has no ```sql block");
     for step in steps {
-        let output = psql(database, &step.sql)
-            .unwrap_or_else(|error| panic!("the SQL at line {} fails:\n{}\n{error}", step.line, step.sql));
+        let output = psql(database, &step.sql).unwrap_or_else(|error| {
+            panic!("the SQL at line {} of {document} fails:\n{}\n{error}", step.line, step.sql)
+        });
         if let Some(line) = first_absent(&output, &step.output) {
-            panic!("the SQL at line {} should print the line\n{line}\nbut prints\n{output}", step.line);
+            panic!("the SQL at line {} of {document} should print the line\n{line}\nbut prints\n{output}", step.line);
         }
     }
+}
+
+/// Removes what a document's syncs make: their names are those that a reader sees, so nothing marks them as a test's.
+/// Names are taken from the text: a run that ended early left no other trace.
+pub fn tidy(markdown: &str) {
+    for index in quoted_after(markdown, &["index_table('", "index => '"]) {
+        Engine::opensearch().remove(&index);
+        Engine::elasticsearch().remove(&index);
+    }
+    for key in quoted_after(markdown, &["key => '"]) {
+        // Without text before its first column a template would be every key.
+        if let Some((prefix, _)) = key.split_once("${").filter(|(prefix, _)| !prefix.is_empty()) {
+            let mut redis = Keyspace::open();
+            redis.remove(prefix);
+            redis.remove(&format!("pg_fanout:control:{prefix}"));
+        }
+    }
+}
+
+/// What stands between one of the marks and the next quote, wherever one occurs.
+fn quoted_after(text: &str, marks: &[&str]) -> Vec<String> {
+    let ends = marks.iter().flat_map(|mark| text.match_indices(mark).map(|(at, mark)| at + mark.len()));
+    ends.filter_map(|from| text[from..].split_once('\'')).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn psql(database: &str, sql: &str) -> Result<String, String> {
@@ -125,5 +151,12 @@ mod tests {
         let output = " id | name\n----+------\n  1 | a\n  2 | b\n";
         assert_eq!(first_absent(output, &lines(&["id | name", "…", "2 | b"])), None);
         assert_eq!(first_absent(output, &lines(&["2 | b", "1 | a"])), Some("1 | a".into()));
+    }
+
+    #[test]
+    fn targets_are_named_by_the_text() {
+        let text = "SELECT fanout.index_table('a', index => 'b');\ncache_table('c', key => 'd:${id}')";
+        assert_eq!(quoted_after(text, &["index_table('", "index => '"]), ["a", "b"]);
+        assert_eq!(quoted_after(text, &["key => '"]), ["d:${id}"]);
     }
 }

@@ -43,12 +43,12 @@ fn the_sql_of_a_document_is_run_by_psql() {
     let world = World::bare("harness_readme");
     let markdown = "```sql\nCREATE TABLE t (a int);\nINSERT INTO t VALUES (7);\n```\n```sql\nSELECT a FROM t;\n```\n\
                     ```text\n a\n---\n 7\n```\n";
-    readme::run(&world.database(), &readme::steps(markdown));
+    readme::run("x.md", &world.database(), &readme::steps(markdown));
 }
 
 #[test]
-#[should_panic(expected = "the SQL at line 2 fails")]
+#[should_panic(expected = "the SQL at line 2 of x.md fails")]
 fn sql_of_a_document_that_fails_is_named_by_its_line() {
     let world = World::bare("harness_readme_error");
-    readme::run(&world.database(), &readme::steps("```sql\nSELECT 1;\nSELECT nonsense;\n```\n"));
+    readme::run("x.md", &world.database(), &readme::steps("```sql\nSELECT 1;\nSELECT nonsense;\n```\n"));
 }
