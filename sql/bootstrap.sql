@@ -53,6 +53,23 @@ COMMENT ON COLUMN fanout.sync.claimed IS 'incarnation of the cluster and epoch w
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';
 
+-- Numbered from the same sequence as syncs: the journal tells both apart by their numbers alone.
+CREATE TABLE fanout.relation (
+    relation_id int PRIMARY KEY DEFAULT pg_catalog.nextval('fanout.sync_sync_id_seq'),
+    sync_id     int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
+    source      regclass NOT NULL,
+    columns     text[] NOT NULL,
+    keys        text,
+    direct      boolean NOT NULL DEFAULT false,
+    layout      bigint
+);
+CREATE INDEX relation_sync_id_idx ON fanout.relation (sync_id);
+COMMENT ON TABLE fanout.relation IS 'one row a relation: a table whose rows belong to documents of a sync; see fanout.related()';
+COMMENT ON COLUMN fanout.relation.columns IS 'the columns of the related table that are captured, old and new';
+COMMENT ON COLUMN fanout.relation.keys IS 'query from the captured columns, called changed, to keys of the sync''s source; NULL: they are the key';
+COMMENT ON COLUMN fanout.relation.direct IS 'the captured columns are captured as addresses of the sync itself: nothing is to be looked up';
+COMMENT ON COLUMN fanout.relation.layout IS 'signature of the types of the captured columns that pending addresses are of';
+
 CREATE TABLE fanout.dead_letter (
     sync_id     int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
     address     bytea NOT NULL,
@@ -97,10 +114,12 @@ COMMENT ON TABLE fanout.journal_1 IS 'a segment of the journal';
 COMMENT ON TABLE fanout.journal_2 IS 'a segment of the journal';
 
 GRANT SELECT, UPDATE, DELETE ON fanout.sync TO fanout_worker;
+GRANT SELECT, UPDATE ON fanout.relation TO fanout_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON fanout.dead_letter, fanout.pending TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.clock TO fanout_worker;
 
 -- Definitions travel in a dump (and are parked after a restore); the journal and the worker's state do not.
 SELECT pg_catalog.pg_extension_config_dump('fanout.sync', '');
+SELECT pg_catalog.pg_extension_config_dump('fanout.relation', '');
 SELECT pg_catalog.pg_extension_config_dump('fanout.sync_sync_id_seq', '');
 

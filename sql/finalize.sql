@@ -9,6 +9,13 @@ COMMENT ON FUNCTION fanout.index_table IS
     'keeps an index of Elasticsearch or OpenSearch in step with a table; returns the sync''s name';
 COMMENT ON FUNCTION fanout.cache_table IS
     'keeps keys of Redis in step with a table; returns the sync''s name';
+COMMENT ON FUNCTION fanout.related IS
+    'declares that rows of another table belong to documents of a sync: a change there delivers these anew; without columns the foreign keys say which; '
+    'columns: those of the changed rows that matter, the key of the sync''s source unless keys, a query from changed (which has these columns, old and new) to keys, says more';
+COMMENT ON FUNCTION fanout.drop_related IS
+    'declares no more that rows of a table belong to documents of a sync; returns how many relations there were';
+COMMENT ON FUNCTION fanout.propose_relations IS
+    'the tables that a sync''s document query reads and that are not declared, how foreign keys relate them, and the statements to declare them';
 COMMENT ON FUNCTION fanout.mapping IS
     'the settings and mappings with which a table''s index would be created';
 COMMENT ON FUNCTION fanout.pause IS

@@ -20,6 +20,16 @@ pub struct Storage {
     pub by_value: bool,
 }
 
+impl Storage {
+    /// How a type is stored. Within a transaction.
+    pub fn of(type_oid: pg_sys::Oid) -> Self {
+        let (mut length, mut by_value) = (0, false);
+        // SAFETY: a catalog look-up on the main thread that fills two locals.
+        unsafe { pg_sys::get_typlenbyval(type_oid, &mut length, &mut by_value) };
+        Self { type_oid, length, by_value }
+    }
+}
+
 /// The signature of address columns of these types, in this order.
 pub fn layout(columns: impl IntoIterator<Item = Storage>) -> Layout {
     let mut hasher = FxHasher::default();

@@ -11,5 +11,5 @@ use crate::journal::format::Layout;
 
 /// Puts an address of a sync into the running transaction's set, as a changed row would.
 pub fn enqueue_image(sync: i32, layout: Layout, address: &[u8]) {
-    trigger::note(sync, layout, address);
+    trigger::note(sync, sync, layout, address);
 }

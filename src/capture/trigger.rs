@@ -28,8 +28,8 @@ COMMENT ON FUNCTION fanout.capture() IS
 enum Plan {
     /// The sync is gone, parked or not of this table: nothing.
     Ignore,
-    /// The addresses of the row.
-    Addresses { sync: i32, layout: Layout, columns: Vec<(i32, Storage)> },
+    /// The addresses of the row: of the sync `id`, or of its relation `id`. `sync` is reconciled where they cannot be told.
+    Addresses { id: i32, sync: i32, layout: Layout, columns: Vec<(i32, Storage)>, skip_null: bool },
     /// The table cannot say its addresses (a column is gone): the whole sync.
     Reconcile { sync: i32 },
 }
@@ -83,10 +83,10 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
         let trigger = &*data.tg_trigger;
         let relation = &*data.tg_relation;
         let plan = plan(trigger, relation);
-        let (sync, layout, columns) = match &*plan {
+        let (id, sync, layout, columns, skip_null) = match &*plan {
             Plan::Ignore => return,
             Plan::Reconcile { sync } => return transaction::mark(*sync),
-            Plan::Addresses { sync, layout, columns } => (*sync, *layout, columns),
+            Plan::Addresses { id, sync, layout, columns, skip_null } => (*id, *sync, *layout, columns, *skip_null),
         };
         if data.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
             // TRUNCATE, or a statement trigger put there by hand: which rows is not known here.
@@ -94,42 +94,47 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
         }
         SCRATCH.with_borrow_mut(|(first, second)| {
             first.clear();
-            encode(first, data.tg_trigtuple, relation.rd_att, columns);
-            note(sync, layout, first);
+            if encode(first, data.tg_trigtuple, relation.rd_att, columns) || !skip_null {
+                note(id, sync, layout, first);
+            }
             if data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_UPDATE {
                 second.clear();
-                encode(second, data.tg_newtuple, relation.rd_att, columns);
-                if first != second {
-                    note(sync, layout, second);
+                let complete = encode(second, data.tg_newtuple, relation.rd_att, columns);
+                if first != second && (complete || !skip_null) {
+                    note(id, sync, layout, second);
                 }
             }
         });
     }
 }
 
-/// Notes one address, whatever its size.
-pub fn note(sync: i32, layout: Layout, address: &[u8]) {
+/// Notes one address, whatever its size: of the sync or relation `id`, and if it is too long, all of the sync.
+pub fn note(id: i32, sync: i32, layout: Layout, address: &[u8]) {
     if address.len() > MAX_ADDRESS {
         transaction::mark(sync);
     } else {
-        transaction::add(sync, layout, address);
+        transaction::add(id, layout, address);
     }
 }
 
+/// False if a column is NULL.
 unsafe fn encode(
     out: &mut Vec<u8>,
     tuple: pg_sys::HeapTuple,
     descriptor: pg_sys::TupleDesc,
     columns: &[(i32, Storage)],
-) {
+) -> bool {
+    let mut complete = true;
     for &(number, storage) in columns {
         let mut null = false;
         // SAFETY: the tuple is of this descriptor, and plan() took number and storage from it.
         unsafe {
             let datum = pg_sys::heap_getattr(tuple, number, descriptor, &mut null);
             image::put_datum(out, storage, datum, null);
+            complete &= !null;
         }
     }
+    complete
 }
 
 unsafe fn plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) -> Rc<Plan> {
@@ -165,12 +170,18 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
     // SAFETY: tgargs has tgnargs C strings; the tuple descriptor has natts attributes.
     unsafe {
         let name = std::ffi::CStr::from_ptr(trigger.tgname).to_string_lossy().into_owned();
-        if trigger.tgnargs != 1 {
-            return ignore(format!("trigger \"{name}\" names no sync: fanout.capture() takes one argument"));
+        if !matches!(trigger.tgnargs, 1 | 2) {
+            return ignore(format!("trigger \"{name}\" names no sync: fanout.capture() takes its name"));
         }
-        let sync = std::ffi::CStr::from_ptr(*trigger.tgargs).to_string_lossy().into_owned();
-        let Some(captured) = catalog::captured_now(&sync) else {
-            return ignore(format!("trigger \"{name}\" names sync \"{sync}\", which does not exist"));
+        let argument = |n: usize| std::ffi::CStr::from_ptr(*trigger.tgargs.add(n)).to_string_lossy().into_owned();
+        let sync = argument(0);
+        // The second argument is the number of a relation of the sync.
+        let number = (trigger.tgnargs == 2).then(|| argument(1).parse().unwrap_or(0));
+        let Some(captured) = catalog::captured_now(&sync, number) else {
+            return ignore(match number {
+                None => format!("trigger \"{name}\" names sync \"{sync}\", which does not exist"),
+                Some(_) => format!("trigger \"{name}\" names a relation of sync \"{sync}\" that does not exist"),
+            });
         };
         if relation.rd_id != captured.source && !descends(relation.rd_id, captured.source) {
             return ignore(format!("trigger \"{name}\" names sync \"{sync}\", which has another source"));
@@ -180,7 +191,7 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             return Plan::Ignore;
         }
         let mut columns = Vec::new();
-        for column in &captured.address_columns {
+        for column in &captured.columns {
             let descriptor = &*relation.rd_att;
             let attributes = descriptor.attrs.as_slice(descriptor.natts as usize);
             let found = attributes.iter().find(|attribute| {
@@ -188,7 +199,7 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
                     && std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes() == column.as_bytes()
             });
             match found {
-                None => return Plan::Reconcile { sync: captured.id },
+                None => return Plan::Reconcile { sync: captured.sync },
                 Some(attribute) => columns.push((
                     i32::from(attribute.attnum),
                     Storage { type_oid: attribute.atttypid, length: attribute.attlen, by_value: attribute.attbyval },
@@ -196,7 +207,9 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             }
         }
         let layout = image::layout(columns.iter().map(|&(_, storage)| storage));
-        Plan::Addresses { sync: captured.id, layout, columns }
+        // A row of a related table that refers to nothing belongs to no document.
+        let skip_null = number.is_some() && captured.id == captured.sync;
+        Plan::Addresses { id: captured.id, sync: captured.sync, layout, columns, skip_null }
     }
 }
 

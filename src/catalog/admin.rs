@@ -41,7 +41,7 @@ fn reconcile(sync: &str) {
     start_reconcile(&not_parked(owned(sync)));
 }
 
-fn start_reconcile(sync: &Sync) {
+pub fn start_reconcile(sync: &Sync) {
     // A target that is yet to be made has nothing to be compared with: it is filled anyhow.
     update(
         sync,
@@ -58,25 +58,21 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         Some(name) => vec![owned(name)],
         None => ours(privileged(catalog::all)).into_iter().filter(owns).collect(),
     };
-    // All sources before the first row of fanout.sync, and in the order of their OIDs as everybody who takes several.
-    let mut tables: Vec<(Option<Table>, Sync)> =
-        syncs.into_iter().map(|sync| (Table::find(sync.source), sync)).collect();
-    tables.sort_by_key(|(_, sync)| sync.source.to_u32());
-    for (table, sync) in &tables {
-        if let Some(table) = table {
-            table.check_rights(catalog::caller());
-            table.lock();
-            triggers::create(table, &sync.name);
-        } else {
+    for (table, sync, relation) in captured(&syncs) {
+        let Some(table) = table else {
+            let what = if relation.is_some() { "a related table" } else { "the source" };
             failure(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-                format!("the source of sync \"{}\" does not exist", sync.name),
+                format!("{what} of sync \"{}\" does not exist", sync.name),
             )
-            .hint("fanout.drop_sync() ends it.")
+            .hint("fanout.drop_sync() ends the sync, fanout.drop_related() a relation.")
             .raise();
-        }
+        };
+        table.check_rights(catalog::caller());
+        table.lock();
+        triggers::create(&table, &sync.name, relation);
     }
-    for (_, sync) in &tables {
+    for sync in &syncs {
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
                 client.update(
@@ -91,7 +87,21 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         });
     }
     catalog::changed();
-    tables.len() as i64
+    syncs.len() as i64
+}
+
+/// All tables that syncs capture: their sources and those of their relations. In the order of their OIDs, as everybody locks
+/// them who locks several, and before the first row of ours.
+fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
+    let mut tables: Vec<(pg_sys::Oid, &Sync, Option<i32>)> = syncs
+        .iter()
+        .flat_map(|sync| {
+            let related = sync.relations.iter().map(move |relation| (relation.source, sync, Some(relation.id)));
+            std::iter::once((sync.source, sync, None)).chain(related)
+        })
+        .collect();
+    tables.sort_by_key(|&(table, _, relation)| (table.to_u32(), relation));
+    tables.into_iter().map(|(table, sync, relation)| (Table::find(table), sync, relation)).collect()
 }
 
 /// Ends a sync: its triggers, its row, its dead letters. The target stays, unless `drop_target`: then the worker removes
@@ -102,9 +112,11 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(bool, "false")) {
         failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
     };
     let sync = owned(name);
-    if let Some(table) = Table::find(sync.source) {
-        // DROP TRIGGER takes ACCESS EXCLUSIVE on the source; only then our own tables are touched.
-        triggers::drop_all(&table, &sync.name);
+    for (table, sync, relation) in captured(std::slice::from_ref(&sync)) {
+        // DROP TRIGGER takes ACCESS EXCLUSIVE on the table; only then our own tables are touched.
+        if let Some(table) = table {
+            triggers::drop_all(&table, &sync.name, relation);
+        }
     }
     // Parked: the target is another cluster's, and no worker of ours may touch it.
     let drop_target = drop_target && sync.identity == catalog::identity();

@@ -6,8 +6,8 @@ use crate::catalog::acting::privileged;
 use crate::catalog::key::{check_address_column, key_columns};
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
-use crate::catalog::source::Table;
-use crate::catalog::{self, Kind, identity, ours, require_preloaded, triggers};
+use crate::catalog::source::{Column, Table};
+use crate::catalog::{self, Kind, document, identity, ours, relation, require_preloaded, triggers};
 use crate::error::failure;
 use crate::server::{self, ServerKind};
 use delivery::template::KeyTemplate;
@@ -39,6 +39,10 @@ fn index_table(
     settings: default!(Option<JsonB>, "NULL"),
     search_fields: default!(Option<Vec<Option<String>>>, "NULL"),
     on_reject: default!(Option<String>, "'keep'"),
+    columns: default!(Option<Vec<Option<String>>>, "NULL"),
+    rename: default!(Option<JsonB>, "NULL"),
+    predicate: default!(Option<String>, "NULL"),
+    document: default!(Option<String>, "NULL"),
 ) -> String {
     let wanted = wanted(Kind::Index, source, server, name);
     let mut options = Map::new();
@@ -56,16 +60,22 @@ fn index_table(
     }
     let table = lock_source(&wanted);
     let target = index.unwrap_or_else(|| default_index(&table));
-    check_fields(&table);
-    if let Some(fields) = search_fields {
-        options.insert("search_fields".to_owned(), json!(check_search_fields(&table, fields)));
-    }
     let key = key_columns(&table);
-    record(wanted, &table, target, key.clone(), key, Value::Object(options))
+    let documents = document::Wanted { columns, rename, predicate, document };
+    let (fields, reads) = documents.check(&table, &key, &mut options);
+    check_fields(&fields);
+    if let Some(searched) = search_fields {
+        let any = options.get("document_column") == Some(&Value::Bool(true));
+        options.insert("search_fields".to_owned(), json!(check_search_fields(&fields, any, searched)));
+    }
+    let name = record(wanted, &table, target, key.clone(), key, Value::Object(options));
+    relation::warn_of_undeclared(&name, &reads);
+    name
 }
 
 /// Keeps keys of Redis in step with a table. Returns the sync's name.
 #[pg_extern(schema = "fanout")]
+#[allow(clippy::too_many_arguments)]
 fn cache_table(
     source: Option<Regclass>,
     server: Option<String>,
@@ -74,6 +84,10 @@ fn cache_table(
     format: default!(Option<String>, "'json'"),
     ttl: default!(Option<Interval>, "NULL"),
     jitter: default!(Option<f64>, "0.1"),
+    columns: default!(Option<Vec<Option<String>>>, "NULL"),
+    rename: default!(Option<JsonB>, "NULL"),
+    predicate: default!(Option<String>, "NULL"),
+    document: default!(Option<String>, "NULL"),
 ) -> String {
     let wanted = wanted(Kind::Cache, source, server, name);
     let template_text = not_null("key", key);
@@ -92,7 +106,11 @@ fn cache_table(
     let table = lock_source(&wanted);
     let key = key_columns(&table);
     let address = address_columns(&table, &key, &template);
-    record(wanted, &table, template_text, key, address, Value::Object(options))
+    let documents = document::Wanted { columns, rename, predicate, document };
+    let (_, reads) = documents.check(&table, &address, &mut options);
+    let name = record(wanted, &table, template_text, key, address, Value::Object(options));
+    relation::warn_of_undeclared(&name, &reads);
+    name
 }
 
 fn not_null<T>(name: &str, value: Option<T>) -> T {
@@ -190,21 +208,22 @@ fn mapping_properties(value: Value) -> Map<String, Value> {
     properties
 }
 
-fn check_fields(table: &Table) {
-    for column in &table.columns {
+fn check_fields(fields: &[Column]) {
+    for column in fields {
         if let Some(problem) = field_name_problem(&column.name) {
             failure(
                 PgSqlErrorCode::ERRCODE_INVALID_NAME,
                 format!("column \"{}\" can't be a field of an index: {problem}", column.name),
             )
-            .hint("Rename the column.")
+            .hint("Rename the column, or only its field: rename => '{\"…\": \"…\"}'.")
             .raise();
         }
     }
 }
 
-/// Each is a column, a column with a boost (`title^3`), or a subfield of one (`title.keyword`).
-fn check_search_fields(table: &Table, fields: Vec<Option<String>>) -> Vec<String> {
+/// Each is a field, a field with a boost (`title^3`), or a subfield of one (`title.keyword`). `any`: which fields there are is
+/// not known.
+fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<String>>) -> Vec<String> {
     let fields: Vec<String> = fields.into_iter().map(|field| not_null("search_fields", field)).collect();
     if fields.is_empty() {
         failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"search_fields\" names no column")
@@ -224,13 +243,16 @@ fn check_search_fields(table: &Table, fields: Vec<Option<String>>) -> Vec<String
             .hint("For example 'title^3': the column, \"^\", and a number above zero.")
             .raise();
         }
-        let known = |name: &str| table.column(name).is_some();
-        if !known(name) && !name.match_indices('.').any(|(at, _)| known(&name[..at])) {
+        let is_known = |name: &str| any || known.iter().any(|field| field.name == name);
+        if !is_known(name) && !name.match_indices('.').any(|(at, _)| is_known(&name[..at])) {
             failure(
                 PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-                format!("column \"{name}\" named in search_fields does not exist in table \"{}\"", table.name),
+                format!("column \"{name}\" named in search_fields is no field of the documents"),
             )
-            .detail(format!("The columns are: {}.", table.column_names()))
+            .detail(format!(
+                "The fields are: {}.",
+                known.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ")
+            ))
             .raise();
         }
     }
@@ -335,7 +357,7 @@ fn record(
     if !recorded {
         taken(&wanted, &name, &target);
     }
-    triggers::create(table, &name);
+    triggers::create(table, &name, None);
     catalog::changed();
     name
 }

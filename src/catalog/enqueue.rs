@@ -66,7 +66,7 @@ impl Target {
             .raise();
         }
         let columns = address_columns(&sync, &table);
-        let layout = image::layout(columns.iter().map(|column| storage(column.type_oid)));
+        let layout = image::layout(columns.iter().map(|column| image::Storage::of(column.type_oid)));
         Target { sync, table, columns, layout }
     }
 
@@ -118,7 +118,7 @@ impl Target {
             unsafe {
                 image::put_datum(
                     &mut address,
-                    storage(column.type_oid),
+                    image::Storage::of(column.type_oid),
                     datum.unwrap_or_else(pg_sys::Datum::null),
                     null,
                 )
@@ -214,14 +214,7 @@ fn address_columns(sync: &Sync, table: &Table) -> Vec<Column> {
 /// How a sync's address columns are stored.
 pub fn layout(sync: &Sync) -> Vec<image::Storage> {
     let table = Table::get(sync.source);
-    address_columns(sync, &table).iter().map(|column| storage(column.type_oid)).collect()
-}
-
-fn storage(type_oid: pg_sys::Oid) -> image::Storage {
-    let (mut length, mut by_value) = (0, false);
-    // SAFETY: a catalog look-up on the main thread that fills two locals.
-    unsafe { pg_sys::get_typlenbyval(type_oid, &mut length, &mut by_value) };
-    image::Storage { type_oid, length, by_value }
+    address_columns(sync, &table).iter().map(|column| image::Storage::of(column.type_oid)).collect()
 }
 
 /// Reads a value as an INSERT of the literal would: the type's input function, as the caller.

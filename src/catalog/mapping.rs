@@ -4,9 +4,9 @@
 //! column must not make an engine refuse the document: hence `ignore_malformed` (infinity, NaN, years BC) and
 //! `ignore_above` (a keyword over 32,766 bytes).
 
-use crate::catalog::Sync;
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::Table;
+use crate::catalog::{Sync, document};
 use crate::error::failure;
 use crate::server::options::text;
 use pgrx::prelude::*;
@@ -28,7 +28,10 @@ const DELETE_VERSIONS_KEPT: &str = "1h";
 /// transaction.
 pub fn index_body(sync: &Sync) -> Value {
     match Table::find(sync.source) {
-        Some(table) => body(&table, &sync.options),
+        Some(mut table) => {
+            table.columns = document::columns(sync, &table);
+            body(&table, &sync.options)
+        }
         None => body_of(Map::new(), &sync.options),
     }
 }
@@ -81,12 +84,16 @@ fn body_of(mut properties: Map<String, Value>, options: &Value) -> Value {
     if let Some(wanted) = options.get("settings").and_then(Value::as_object) {
         flatten("", wanted, &mut settings);
     }
-    json!({
-        "settings": settings,
-        // Columns that are added later are not searched until fanout.resync(); guessing their types could get documents
-        // refused. Nor are dates guessed in the strings of json columns: the next string may be none.
-        "mappings": { "dynamic": false, "date_detection": false, "properties": properties },
-    })
+    // Columns that are added later are not searched until fanout.resync(); guessing their types could get documents refused.
+    // Only what a query makes up has fields that nobody declared. Nor are dates guessed in strings: the next may be none.
+    let open = options["document"].is_string();
+    let mut mappings = json!({ "dynamic": open, "date_detection": false, "properties": properties });
+    if open {
+        // A whole number may be followed by one that is not: as long that would be cut off, and not found.
+        mappings["dynamic_templates"] =
+            json!([{ "numbers": { "match_mapping_type": "long", "mapping": { "type": "double" } } }]);
+    }
+    json!({ "settings": settings, "mappings": mappings })
 }
 
 /// Writes settings with one full name each, so that `{"index": {"gc_deletes": …}}`, `{"index.gc_deletes": …}` and

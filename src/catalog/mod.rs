@@ -4,18 +4,22 @@ pub mod acting;
 mod admin;
 mod dead_letters;
 mod declare;
+pub mod document;
 mod enqueue;
+mod foreign_keys;
 mod key;
 pub mod mapping;
 mod naming;
 mod regclass;
-mod source;
+mod relation;
+pub mod source;
 mod triggers;
 
 use crate::error::failure;
 use acting::privileged;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi, pg_sys};
+use source::Table;
 
 /// What kind of target a sync has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +92,41 @@ pub struct Sync {
     pub request: i32,
     pub layout: Option<i64>,
     pub claimed: Option<String>,
+    pub relations: Vec<Relation>,
+}
+
+/// One row of `fanout.relation`: a table whose rows belong to documents of the sync.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Relation {
+    pub id: i32,
+    pub source: pg_sys::Oid,
+    /// The captured columns.
+    pub columns: Vec<String>,
+    /// The query from `changed` to keys of the sync's source; None if the columns are that key.
+    pub keys: Option<String>,
+    /// The columns are captured as addresses of the sync itself: the worker has nothing to look up.
+    pub direct: bool,
+    pub layout: Option<i64>,
+}
+
+impl Relation {
+    /// The name of the related table, as messages show it. Within a transaction.
+    pub fn source_name(&self) -> String {
+        Table::find(self.source).map_or_else(|| self.source.to_u32().to_string(), |table| table.quoted())
+    }
 }
 
 impl Sync {
+    /// The query that makes the documents, if it is not the rows themselves.
+    pub fn document_query(&self) -> Option<&str> {
+        self.options["document"].as_str()
+    }
+
+    /// Where the names in the sync's query and predicate are looked up.
+    pub fn search_path(&self) -> Option<&str> {
+        self.options["search_path"].as_str()
+    }
+
     /// The concrete index behind the alias `target`.
     pub fn concrete_index(&self) -> String {
         format!("{}-fanout-{}", self.target, self.generation)
@@ -127,7 +163,23 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 request: row.get(19)?.unwrap_or_default(),
                 layout: row.get(20)?,
                 claimed: row.get(21)?,
+                relations: Vec::new(),
             });
+        }
+        let relations = "SELECT r.sync_id, r.relation_id, r.source::pg_catalog.oid, r.columns, r.keys, r.direct, r.layout \
+            FROM fanout.relation AS r ORDER BY r.relation_id";
+        for row in client.select(relations, None, &[])? {
+            let of = row.get::<i32>(1)?.unwrap_or_default();
+            if let Some(sync) = syncs.iter_mut().find(|sync| sync.id == of) {
+                sync.relations.push(Relation {
+                    id: row.get(2)?.unwrap_or_default(),
+                    source: row.get(3)?.unwrap_or(pg_sys::InvalidOid),
+                    columns: row.get(4)?.unwrap_or_default(),
+                    keys: row.get(5)?,
+                    direct: row.get(6)?.unwrap_or_default(),
+                    layout: row.get(7)?,
+                });
+            }
         }
         Ok(syncs)
     })
@@ -167,60 +219,90 @@ pub fn find(name: &str) -> Option<Sync> {
     ours(privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]))).pop()
 }
 
-/// What a trigger has to know of its sync.
+/// What a trigger has to know of its sync, or of its relation.
 pub struct Captured {
+    /// By what the journal calls it.
     pub id: i32,
+    /// What is reconciled where rows cannot be told.
+    pub sync: i32,
     pub source: pg_sys::Oid,
-    pub address_columns: Vec<String>,
+    pub columns: Vec<String>,
     pub identity: String,
 }
 
-/// The sync of that name as of now, whatever snapshot the transaction has: what a trigger notes must not depend on it. A scan
-/// of the table itself, since SPI reads with the transaction's snapshot where that is repeatable.
-pub fn captured_now(name: &str) -> Option<Captured> {
-    let oid = own_relation(c"sync");
+/// The sync of that name as of now, or one of its relations; whatever snapshot the transaction has: what a trigger notes
+/// must not depend on it.
+pub fn captured_now(name: &str, relation: Option<i32>) -> Option<Captured> {
+    let sync = now(c"sync", |row| {
+        (row.get::<String>(c"name").as_deref() == Some(name)).then(|| {
+            let id = row.get(c"sync_id").unwrap_or_default();
+            Captured {
+                id,
+                sync: id,
+                source: row.get(c"source").unwrap_or(pg_sys::InvalidOid),
+                columns: row.get(c"address_columns").unwrap_or_default(),
+                identity: row.get(c"identity").unwrap_or_default(),
+            }
+        })
+    })?;
+    let Some(relation) = relation else { return Some(sync) };
+    now(c"relation", |row| {
+        let of = (row.get::<i32>(c"relation_id"), row.get::<i32>(c"sync_id"));
+        (of == (Some(relation), Some(sync.id))).then(|| Captured {
+            id: if row.get(c"direct").unwrap_or(false) { sync.id } else { relation },
+            sync: sync.id,
+            source: row.get(c"source").unwrap_or(pg_sys::InvalidOid),
+            columns: row.get(c"columns").unwrap_or_default(),
+            identity: sync.identity.clone(),
+        })
+    })
+}
+
+/// A row of a table of ours.
+struct Row {
+    table: pg_sys::Oid,
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+impl Row {
+    fn get<T: pgrx::FromDatum>(&self, column: &std::ffi::CStr) -> Option<T> {
+        // SAFETY: the tuple is of the table's descriptor, and lives as long as now() visits it; the column is read by its
+        // number as the type that bootstrap.sql gives it, and copied.
+        unsafe {
+            let number = pg_sys::get_attnum(self.table, column.as_ptr());
+            if number <= 0 {
+                return None;
+            }
+            let mut null = false;
+            let datum = pg_sys::heap_getattr(self.tuple, number.into(), self.descriptor, &mut null);
+            T::from_datum(datum, null)
+        }
+    }
+}
+
+/// The first row of a table of ours, as of now, that `find` makes something of. A scan of the table itself, since SPI reads
+/// with the transaction's snapshot where that is repeatable.
+fn now<T>(table: &std::ffi::CStr, mut find: impl FnMut(&Row) -> Option<T>) -> Option<T> {
+    let oid = own_relation(table);
     if oid == pg_sys::InvalidOid {
         return None;
     }
-    // SAFETY: the relation is open and locked while it is scanned, the snapshot registered; a column is read by its number
-    // as the type that bootstrap.sql gives it, and copied before the tuple goes.
+    // SAFETY: the relation is open and locked while it is scanned, the snapshot registered.
     unsafe {
         let relation = pg_sys::try_relation_open(oid, pg_sys::AccessShareLock as i32);
         if relation.is_null() {
             return None;
         }
-        let descriptor = (*relation).rd_att;
-        let number = |column: &std::ffi::CStr| i32::from(pg_sys::get_attnum(oid, column.as_ptr()));
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
         let scan = pg_sys::systable_beginscan(relation, pg_sys::InvalidOid, false, snapshot, 0, std::ptr::null_mut());
         let mut found = None;
-        loop {
+        while found.is_none() {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {
                 break;
             }
-            let value = |column: &std::ffi::CStr| {
-                let mut null = false;
-                let datum = pg_sys::heap_getattr(tuple, number(column), descriptor, &mut null);
-                (datum, null)
-            };
-            let text = |column: &std::ffi::CStr| {
-                let (datum, null) = value(column);
-                String::from_datum(datum, null)
-            };
-            if text(c"name").as_deref() != Some(name) {
-                continue;
-            }
-            let (id, id_null) = value(c"sync_id");
-            let (source, source_null) = value(c"source");
-            let (columns, columns_null) = value(c"address_columns");
-            found = Some(Captured {
-                id: i32::from_datum(id, id_null).unwrap_or_default(),
-                source: pg_sys::Oid::from_datum(source, source_null).unwrap_or(pg_sys::InvalidOid),
-                address_columns: Vec::<String>::from_datum(columns, columns_null).unwrap_or_default(),
-                identity: text(c"identity").unwrap_or_default(),
-            });
-            break;
+            found = find(&Row { table: oid, tuple, descriptor: (*relation).rd_att });
         }
         pg_sys::systable_endscan(scan);
         pg_sys::UnregisterSnapshot(snapshot);

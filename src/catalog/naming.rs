@@ -89,20 +89,21 @@ pub fn field_name_problem(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The names of the row trigger and the TRUNCATE trigger of a sync.
-pub fn trigger_names(sync: &str) -> (String, String) {
-    const LONGEST: &str = "fanout__truncate";
-    let stem = if sync.len() + LONGEST.len() <= IDENTIFIER_BYTES {
+/// The names of the row trigger and the TRUNCATE trigger of a sync, or of one of its relations.
+pub fn trigger_names(sync: &str, relation: Option<i32>) -> (String, String) {
+    let suffix = relation.map(|relation| format!("_{relation}")).unwrap_or_default();
+    let longest = "fanout__truncate".len() + suffix.len();
+    let stem = if sync.len() + longest <= IDENTIFIER_BYTES {
         sync.to_owned()
     } else {
         // Shortened names stay different by a hash of the whole.
-        let mut end = IDENTIFIER_BYTES - LONGEST.len() - 9;
+        let mut end = IDENTIFIER_BYTES - longest - 9;
         while !sync.is_char_boundary(end) {
             end -= 1;
         }
         format!("{}_{:08x}", &sync[..end], fnv1a(sync))
     };
-    (format!("fanout_{stem}"), format!("fanout_{stem}_truncate"))
+    (format!("fanout_{stem}{suffix}"), format!("fanout_{stem}{suffix}_truncate"))
 }
 
 /// FNV-1a: a hash that stays the same in every version, since names made with it are kept in databases.

@@ -141,6 +141,11 @@ impl Table {
         }
     }
 
+    /// Whether changes of its rows fire triggers.
+    pub fn has_triggers(&self) -> bool {
+        matches!(self.kind.as_str(), "r" | "p")
+    }
+
     /// Whether `role` counts as the table's owner.
     pub fn owned_by(&self, role: pg_sys::Oid) -> bool {
         // SAFETY: a role look-up on the main thread.

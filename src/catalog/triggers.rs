@@ -24,13 +24,15 @@ fn run(commands: &[String]) {
     }));
 }
 
-/// Creates those of the two triggers that `table` lacks, as the current role.
+/// Creates those of the two triggers that `table` lacks, as the current role: for the sync itself or for a relation of it.
 ///
 /// The TRUNCATE trigger of a partitioned table fires for TRUNCATE of the table as a whole, not of a partition by its
 /// own name: PostgreSQL doesn't clone statement triggers.
-pub fn create(table: &Table, sync: &str) {
-    let (row, truncate) = trigger_names(sync);
-    let existing = existing(table.oid, sync);
+pub fn create(table: &Table, sync: &str, relation: Option<i32>) {
+    let (row, truncate) = trigger_names(sync, relation);
+    let existing = existing(table.oid, sync, relation);
+    let arguments = relation
+        .map_or_else(|| literal(sync), |relation| format!("{}, {}", literal(sync), literal(&relation.to_string())));
     let has = |name: &str| existing.iter().any(|trigger| trigger == name);
     let relation = table.quoted();
     let mut as_caller = Vec::new();
@@ -38,14 +40,14 @@ pub fn create(table: &Table, sync: &str) {
         as_caller.push(format!(
             "CREATE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE ON {relation} FOR EACH ROW EXECUTE FUNCTION fanout.capture({})",
             quoted(&row),
-            literal(sync)
+            arguments
         ));
     }
     if !has(&truncate) {
         as_caller.push(format!(
             "CREATE TRIGGER {} AFTER TRUNCATE ON {relation} FOR EACH STATEMENT EXECUTE FUNCTION fanout.capture({})",
             quoted(&truncate),
-            literal(sync)
+            arguments
         ));
     }
     run(&as_caller);
@@ -63,18 +65,18 @@ pub fn create(table: &Table, sync: &str) {
     acting_as(table.owner, || run(&as_owner));
 }
 
-/// Drops every trigger on `table` that captures for the sync, those put there by hand too.
-pub fn drop_all(table: &Table, sync: &str) {
-    let relation = table.quoted();
-    let commands: Vec<String> = existing(table.oid, sync)
+/// Drops every trigger on `table` that captures for the sync, or for the relation of it, those put there by hand too.
+pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
+    let name = table.quoted();
+    let commands: Vec<String> = existing(table.oid, sync, relation)
         .iter()
-        .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {relation}", quoted(trigger)))
+        .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {name}", quoted(trigger)))
         .collect();
     acting_as(table.owner, || run(&commands));
 }
 
-/// The triggers on a table that call `fanout.capture` with the sync's name.
-fn existing(table: pg_sys::Oid, sync: &str) -> Vec<String> {
+/// The triggers on a table that call `fanout.capture` with the sync's name, and the relation's number.
+fn existing(table: pg_sys::Oid, sync: &str, relation: Option<i32>) -> Vec<String> {
     privileged(|| {
         ours(Spi::connect(|client| -> Result<Vec<String>, pgrx::spi::Error> {
             let mut names = Vec::new();
@@ -84,9 +86,10 @@ fn existing(table: pg_sys::Oid, sync: &str) -> Vec<String> {
                  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
                  WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgparentid = 0
                    AND n.nspname = 'fanout' AND p.proname = 'capture'
-                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea",
+                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
+                       || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
                 None,
-                &[table.into(), sync.into()],
+                &[table.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
             )? {
                 names.extend(row.get::<String>(1)?);
             }

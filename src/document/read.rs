@@ -2,29 +2,51 @@
 //!
 //! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made.
 
-use super::source::Source;
-use crate::capture::image;
+use super::source::{Source, Unreadable};
+use crate::capture::image::{self, Storage};
+use crate::catalog::{Relation, Sync};
+use crate::error::failure;
+use crate::journal::format::Layout;
 use pgrx::pg_sys;
-use std::ffi::CStr;
+use pgrx::prelude::*;
+use rustc_hash::FxHashSet;
+use std::ffi::{CStr, CString};
 
-/// Prepared statements of a source, planned as its owner; freed when dropped.
-pub struct Plans {
-    by_key: pg_sys::SPIPlanPtr,
-    by_block: pg_sys::SPIPlanPtr,
-    addresses_by_block: pg_sys::SPIPlanPtr,
+/// A prepared statement; freed when dropped.
+struct Plan(pg_sys::SPIPlanPtr);
+
+impl Plan {
+    fn prepare(sql: &CStr, types: &[pg_sys::Oid]) -> Self {
+        let _session = Session::open();
+        // SAFETY: sql and types live for the call; the kept plan belongs to us.
+        unsafe {
+            let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_ptr().cast_mut());
+            if plan.is_null() {
+                let result = pg_sys::SPI_result;
+                pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {result}");
+            }
+            pg_sys::SPI_keepplan(plan);
+            Self(plan)
+        }
+    }
 }
 
-impl Drop for Plans {
+impl Drop for Plan {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: kept plans, freed once.
+            // SAFETY: a kept plan, freed once.
             unsafe {
-                pg_sys::SPI_freeplan(self.by_key);
-                pg_sys::SPI_freeplan(self.by_block);
-                pg_sys::SPI_freeplan(self.addresses_by_block);
+                pg_sys::SPI_freeplan(self.0);
             }
         }
     }
+}
+
+/// Prepared statements of a source, planned as its owner.
+pub struct Plans {
+    by_key: Plan,
+    by_block: Option<Plan>,
+    addresses_by_block: Plan,
 }
 
 /// An SPI session; ended when dropped, by the abort if an error unwinds.
@@ -50,23 +72,12 @@ impl Drop for Session {
 impl Plans {
     /// Parses the statements of a source. Call it as the sync's owner: names are resolved and rights checked as such.
     pub fn prepare(source: &Source) -> Self {
-        let _session = Session::open();
-        let prepare = |sql: &CStr, types: &[pg_sys::Oid]| {
-            // SAFETY: sql and types live for the call; the kept plan belongs to us.
-            unsafe {
-                let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_ptr().cast_mut());
-                if plan.is_null() {
-                    let result = pg_sys::SPI_result;
-                    pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {result}");
-                }
-                pg_sys::SPI_keepplan(plan);
-                plan
-            }
-        };
+        let blocks = [pg_sys::TIDOID, pg_sys::TIDOID];
+        let statements = &source.statements;
         Self {
-            by_key: prepare(&source.by_key, &source.key_arrays),
-            by_block: prepare(&source.by_block, &[pg_sys::TIDOID, pg_sys::TIDOID]),
-            addresses_by_block: prepare(&source.addresses_by_block, &[pg_sys::TIDOID, pg_sys::TIDOID]),
+            by_key: Plan::prepare(&statements.by_key, &source.key_arrays),
+            by_block: statements.by_block.as_ref().map(|sql| Plan::prepare(sql, &blocks)),
+            addresses_by_block: Plan::prepare(&statements.addresses_by_block, &blocks),
         }
     }
 
@@ -80,45 +91,8 @@ impl Plans {
         addresses: &[(u32, &[u8])],
         mut visit: impl FnMut(&[u8], &[u8]),
     ) -> Vec<u32> {
-        let mut malformed = Vec::new();
-        let mut columns: Vec<Vec<pg_sys::Datum>> = vec![Vec::new(); source.keys];
-        for &(slot, address) in addresses {
-            let Some(images) = image::columns(address, source.storages.len()) else {
-                malformed.push(slot);
-                continue;
-            };
-            // A key column that is NULL matches no row.
-            if images[..source.keys].iter().any(Option::is_none) {
-                continue;
-            }
-            let datums: Option<Vec<pg_sys::Datum>> = images[..source.keys]
-                .iter()
-                .zip(&source.storages)
-                .map(|(bytes, &storage)| image::to_datum(storage, (*bytes)?))
-                .collect();
-            match datums {
-                None => malformed.push(slot),
-                Some(datums) => columns.iter_mut().zip(datums).for_each(|(column, datum)| column.push(datum)),
-            }
-        }
-        let mut arrays: Vec<pg_sys::Datum> = Vec::with_capacity(columns.len());
-        for (column, &storage) in columns.iter_mut().zip(&source.storages) {
-            // SAFETY: the datums are of this type; its alignment is looked up beside them.
-            unsafe {
-                let (mut length, mut by_value, mut align) = (0, false, 0);
-                pg_sys::get_typlenbyvalalign(storage.type_oid, &mut length, &mut by_value, &mut align);
-                let array = pg_sys::construct_array(
-                    column.as_mut_ptr(),
-                    column.len() as i32,
-                    storage.type_oid,
-                    length.into(),
-                    by_value,
-                    align,
-                );
-                arrays.push(pg_sys::Datum::from(array));
-            }
-        }
-        execute(self.by_key, &mut arrays, source, |address, document| {
+        let (mut arrays, malformed) = arrays(addresses, &source.storages, source.keys, false);
+        execute(&self.by_key, &mut arrays, source, |address, document| {
             if let Some(document) = document {
                 visit(address, document);
             }
@@ -126,9 +100,27 @@ impl Plans {
         malformed
     }
 
-    /// Reads the rows in blocks `from..to` of the source and of each of its partitions.
+    /// Reads the rows in blocks `from..to` of the source and of each of its partitions. Gives how many there are.
     pub fn read_blocks(&self, source: &Source, from: u32, to: u32, mut visit: impl FnMut(&[u8], &[u8])) -> usize {
-        execute_on_blocks(self.by_block, source, from, to, |address, document| {
+        let Some(by_block) = &self.by_block else {
+            // A query makes the documents: of the rows in these blocks, by their keys.
+            let mut addresses: Vec<Vec<u8>> = Vec::new();
+            let rows = execute_on_blocks(&self.addresses_by_block, source, from, to, |address, _| {
+                addresses.push(address.to_vec());
+            });
+            addresses.sort_unstable();
+            addresses.dedup();
+            let asked: Vec<(u32, &[u8])> = addresses.iter().map(|address| (0, address.as_slice())).collect();
+            let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
+            self.read_keys(source, &asked, |address, document| {
+                if !seen.insert(address.to_vec()) {
+                    twice();
+                }
+                visit(address, document);
+            });
+            return rows;
+        };
+        execute_on_blocks(by_block, source, from, to, |address, document| {
             if let Some(document) = document {
                 visit(address, document);
             }
@@ -137,12 +129,133 @@ impl Plans {
 
     /// Reads only the addresses of the rows in one block.
     pub fn read_addresses(&self, source: &Source, block: u32, mut visit: impl FnMut(&[u8])) -> usize {
-        execute_on_blocks(self.addresses_by_block, source, block, block + 1, |address, _| visit(address))
+        execute_on_blocks(&self.addresses_by_block, source, block, block + 1, |address, _| visit(address))
     }
 }
 
+/// A relation's statement, planned as the sync's owner.
+pub struct Related {
+    plan: Plan,
+    storages: Vec<Storage>,
+    /// Layout of the changed rows' columns.
+    pub layout: Layout,
+}
+
+impl Related {
+    /// Looks the relation's columns up and parses its statement. Within a transaction, as the sync's owner.
+    pub fn prepare(sync: &Sync, source: &Source, relation: &Relation) -> Result<Self, Unreadable> {
+        let mut storages = Vec::new();
+        let mut types = Vec::new();
+        for column in &relation.columns {
+            let gone = || Unreadable::Related(relation.source_name(), column.clone());
+            let name = CString::new(column.as_str()).map_err(|_| gone())?;
+            // SAFETY: catalog look-ups within a transaction, which answer 0 for what is gone.
+            unsafe {
+                let number = pg_sys::get_attnum(relation.source, name.as_ptr());
+                if number <= 0 {
+                    return Err(gone());
+                }
+                let type_oid = pg_sys::get_atttype(relation.source, number);
+                storages.push(Storage::of(type_oid));
+                types.push(pg_sys::get_array_type(type_oid));
+            }
+        }
+        let sql = super::statements::related(
+            sync,
+            &source.statements.table,
+            &source.key,
+            &relation.columns,
+            relation.keys.as_deref(),
+        );
+        Ok(Self { plan: Plan::prepare(&sql, &types), layout: image::layout(storages.iter().copied()), storages })
+    }
+
+    /// Reads the addresses of the rows whose documents the changed rows belong to, up to `limit` of them.
+    ///
+    /// None if a changed row is not of the relation's layout.
+    pub fn read(
+        &self,
+        source: &Source,
+        changed: &[&[u8]],
+        limit: usize,
+        mut visit: impl FnMut(&[u8]),
+    ) -> Option<usize> {
+        let asked: Vec<(u32, &[u8])> = changed.iter().map(|address| (0, *address)).collect();
+        let (mut arrays, malformed) = arrays(&asked, &self.storages, self.storages.len(), true);
+        if !malformed.is_empty() {
+            return None;
+        }
+        Some(execute_up_to(&self.plan, &mut arrays, source, limit, |address, _| visit(address)))
+    }
+}
+
+/// Two rows for one document: which of them it is would be a matter of luck.
+pub fn twice() -> ! {
+    failure(PgSqlErrorCode::ERRCODE_CARDINALITY_VIOLATION, "the document query yields two rows for one key")
+        .hint("Aggregate, or join only what there is at most one of.")
+        .raise()
+}
+
+/// The columns of addresses as arrays, one for each of the first `count`. A column that is NULL matches no row: unless
+/// `nulls` are of interest, such an address is left out. Also gives the slots whose address is not of these storages.
+fn arrays(
+    addresses: &[(u32, &[u8])],
+    storages: &[Storage],
+    count: usize,
+    nulls: bool,
+) -> (Vec<pg_sys::Datum>, Vec<u32>) {
+    let mut malformed = Vec::new();
+    let mut columns: Vec<(Vec<pg_sys::Datum>, Vec<bool>)> = vec![Default::default(); count];
+    'addresses: for &(slot, address) in addresses {
+        let Some(images) = image::columns(address, storages.len()) else {
+            malformed.push(slot);
+            continue;
+        };
+        if !nulls && images[..count].iter().any(Option::is_none) {
+            continue;
+        }
+        let mut row = Vec::with_capacity(count);
+        for (bytes, &storage) in images[..count].iter().zip(storages) {
+            match bytes {
+                None => row.push(None),
+                Some(bytes) => match image::to_datum(storage, bytes) {
+                    Some(datum) => row.push(Some(datum)),
+                    None => {
+                        malformed.push(slot);
+                        continue 'addresses;
+                    }
+                },
+            }
+        }
+        for ((datums, nulls), datum) in columns.iter_mut().zip(row) {
+            nulls.push(datum.is_none());
+            datums.push(datum.unwrap_or_else(pg_sys::Datum::null));
+        }
+    }
+    let array = |((mut datums, mut nulls), &storage): ((Vec<pg_sys::Datum>, Vec<bool>), &Storage)| {
+        let (mut length, mut by_value, mut align) = (0, false, 0);
+        let (mut size, mut lower) = (datums.len() as i32, 1);
+        // SAFETY: the datums are of this type; its alignment is looked up beside them; one dimension, as many flags as datums.
+        unsafe {
+            pg_sys::get_typlenbyvalalign(storage.type_oid, &mut length, &mut by_value, &mut align);
+            pg_sys::Datum::from(pg_sys::construct_md_array(
+                datums.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                1,
+                &mut size,
+                &mut lower,
+                storage.type_oid,
+                length.into(),
+                by_value,
+                align,
+            ))
+        }
+    };
+    (columns.into_iter().zip(storages).map(array).collect(), malformed)
+}
+
 fn execute_on_blocks(
-    plan: pg_sys::SPIPlanPtr,
+    plan: &Plan,
     source: &Source,
     from: u32,
     to: u32,
@@ -158,16 +271,27 @@ fn execute_on_blocks(
 }
 
 fn execute(
-    plan: pg_sys::SPIPlanPtr,
+    plan: &Plan,
     arguments: &mut [pg_sys::Datum],
     source: &Source,
+    visit: impl FnMut(&[u8], Option<&[u8]>),
+) -> usize {
+    execute_up_to(plan, arguments, source, 0, visit)
+}
+
+/// Runs a plan and visits its rows: at most `limit`, or all if that is 0.
+fn execute_up_to(
+    plan: &Plan,
+    arguments: &mut [pg_sys::Datum],
+    source: &Source,
+    limit: usize,
     mut visit: impl FnMut(&[u8], Option<&[u8]>),
 ) -> usize {
     let _session = Session::open();
     // SAFETY: the plan was prepared with as many parameters; the tuple table lives until the session ends, and each
     // tuple has the address columns and then a json value.
     unsafe {
-        let result = pg_sys::SPI_execute_plan(plan, arguments.as_mut_ptr(), std::ptr::null(), true, 0);
+        let result = pg_sys::SPI_execute_plan(plan.0, arguments.as_mut_ptr(), std::ptr::null(), true, limit as i64);
         if result != pg_sys::SPI_OK_SELECT as i32 {
             pgrx::error!("a statement of pg_fanout did not run: SPI result {result}");
         }

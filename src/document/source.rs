@@ -1,5 +1,6 @@
-//! The source of a sync as the worker reads it: address columns, and the statements that read rows.
+//! The source of a sync as the worker reads it: address columns, how they are printed, and its statements.
 
+use super::statements::{self, Condition, Statements};
 use crate::capture::image::{self, Storage};
 use crate::catalog::Sync;
 use crate::journal::format::Layout;
@@ -14,6 +15,8 @@ pub enum Unreadable {
     Table,
     /// A column that the address is made from is gone.
     Column(String),
+    /// A column that tells to which documents the rows of a related table belong is gone: table, column.
+    Related(String, String),
     /// A key column's type has no equality operator (any more).
     Operator(String),
 }
@@ -25,6 +28,11 @@ impl std::fmt::Display for Unreadable {
             Self::Column(name) => write!(
                 out,
                 "column \"{name}\" of the source does not exist any more; drop the sync and make it anew with another key"
+            ),
+            Self::Related(table, column) => write!(
+                out,
+                "column \"{column}\" of related table {table} does not exist any more; declare it anew with \
+                 fanout.drop_related() and fanout.related()"
             ),
             Self::Operator(name) => write!(out, "the type of key column \"{name}\" has no equality operator"),
         }
@@ -39,14 +47,12 @@ pub struct Source {
     pub layout: Layout,
     /// How many of them are the key.
     pub keys: usize,
-    /// Array types of the key columns: the parameters of `by_key`.
+    /// Array types of the key columns: the parameters of the statement that reads by key.
     pub key_arrays: Vec<pg_sys::Oid>,
-    /// Reads the rows with these keys: address columns, document.
-    pub by_key: CString,
-    /// Reads the rows in blocks [$1, $2): address columns, document.
-    pub by_block: CString,
-    /// Reads the addresses of the rows in blocks [$1, $2), with NULL for the document.
-    pub addresses_by_block: CString,
+    /// How they are compared.
+    pub key: Vec<Condition>,
+    /// What reads it.
+    pub statements: Statements,
     outputs: Vec<Output>,
 }
 
@@ -57,7 +63,8 @@ enum Output {
     Function(pg_sys::Oid),
 }
 
-fn name(name: *mut std::ffi::c_char) -> String {
+/// An identifier that the catalog gave.
+pub fn name(name: *mut std::ffi::c_char) -> String {
     // SAFETY: a palloc'd C string, or null.
     unsafe { if name.is_null() { String::new() } else { CStr::from_ptr(name).to_string_lossy().into_owned() } }
 }
@@ -83,9 +90,7 @@ impl Source {
                     return Err(Unreadable::Column(column.clone()));
                 }
                 let type_oid = pg_sys::get_atttype(sync.source, number);
-                let (mut length, mut by_value) = (0, false);
-                pg_sys::get_typlenbyval(type_oid, &mut length, &mut by_value);
-                storages.push(Storage { type_oid, length, by_value });
+                storages.push(Storage::of(type_oid));
                 outputs.push(match type_oid {
                     pg_sys::INT2OID | pg_sys::INT4OID | pg_sys::INT8OID => Output::Int,
                     pg_sys::TEXTOID | pg_sys::VARCHAROID => Output::Text,
@@ -103,43 +108,18 @@ impl Source {
                     if operator == pg_sys::InvalidOid || array == pg_sys::InvalidOid {
                         return Err(Unreadable::Operator(column.clone()));
                     }
-                    conditions.push((quoted(column), operator_name(operator)));
+                    conditions.push(Condition { column: quoted(column), operator: operator_name(operator) });
                     key_arrays.push(array);
                 }
             }
-            let columns: Vec<String> =
-                sync.address_columns.iter().map(|column| format!("t.{}", quoted(column))).collect();
-            let select = format!("SELECT {}, pg_catalog.row_to_json(t.*)", columns.join(", "));
-            let select_addresses = format!("SELECT {}, NULL::pg_catalog.json", columns.join(", "));
-            let table = format!("{}.{}", quoted(&schema), quoted(&table));
-            let by_key = if let [(column, operator)] = conditions.as_slice() {
-                format!("{select} FROM {table} AS t WHERE t.{column} {operator} ANY ($1)")
-            } else {
-                let arrays: Vec<String> = (1..=conditions.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
-                let names: Vec<String> = (1..=conditions.len()).map(|n| format!("c{n}")).collect();
-                let join: Vec<String> = conditions
-                    .iter()
-                    .enumerate()
-                    .map(|(n, (column, operator))| format!("t.{column} {operator} k.c{}", n + 1))
-                    .collect();
-                format!(
-                    "{select} FROM ROWS FROM ({}) AS k ({}) JOIN {table} AS t ON {}",
-                    arrays.join(", "),
-                    names.join(", "),
-                    join.join(" AND ")
-                )
-            };
-            let blocks = format!(
-                "FROM {table} AS t WHERE t.ctid OPERATOR(pg_catalog.>=) $1 AND t.ctid OPERATOR(pg_catalog.<) $2"
-            );
+            let statements = statements::of(sync, &schema, &table, &conditions);
             Ok(Self {
                 layout: image::layout(storages.iter().copied()),
                 storages,
                 keys: sync.key_columns.len(),
                 key_arrays,
-                by_key: CString::new(by_key).unwrap_or_default(),
-                by_block: CString::new(format!("{select} {blocks}")).unwrap_or_default(),
-                addresses_by_block: CString::new(format!("{select_addresses} {blocks}")).unwrap_or_default(),
+                statements,
+                key: conditions,
                 outputs,
             })
         }

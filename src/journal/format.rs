@@ -82,6 +82,20 @@ pub fn take_address<'a>(input: &mut &'a [u8], columns: usize) -> Option<&'a [u8]
     Some(&start[..start.len() - input.len()])
 }
 
+/// What no address begins with: zero, as LEB128 never writes it.
+const RELATED: [u8; 2] = [0x80, 0x00];
+
+/// The address of a row in a related table, as a sync holds it among those of its source.
+pub fn of_relation(relation: i32, address: &[u8]) -> Vec<u8> {
+    [&RELATED[..], &relation.to_le_bytes(), address].concat()
+}
+
+/// The relation and the address there, if this is what [`of_relation`] made.
+pub fn related(address: &[u8]) -> Option<(i32, &[u8])> {
+    let (relation, address) = address.strip_prefix(&RELATED)?.split_first_chunk::<4>()?;
+    Some((i32::from_le_bytes(*relation), address))
+}
+
 /// What identifies the meaning of the bytes of a sync's addresses: how many columns of which types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

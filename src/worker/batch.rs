@@ -4,7 +4,7 @@ use super::clock::Clock;
 use super::pending::{Pending, Slot};
 use super::runner::Runner;
 use super::transaction::{Class, Failed, transaction};
-use crate::catalog::acting::acting_as;
+use crate::catalog::acting::acting_for;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::document::Source;
 use crate::settings;
@@ -211,9 +211,9 @@ fn learn(runner: &mut Runner, mean: Option<usize>) {
 }
 
 /// Runs `read` as the sync's owner in a read-only transaction with a statement timeout: nothing else arms it here.
-pub fn read_as_owner<T>(owner: pg_sys::Oid, read: impl FnOnce() -> T) -> Result<T, Failed> {
+pub fn read_as_owner<T>(sync: &Sync, read: impl FnOnce() -> T) -> Result<T, Failed> {
     transaction(|| {
-        acting_as(owner, || {
+        acting_for(sync, || {
             // SAFETY: a flag of this transaction, reset at its end (StartTransaction); the timeout's handler is
             // registered by InitPostgres, and transaction() disables it after an error.
             unsafe {
@@ -238,10 +238,12 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     let slots = runner.pending.take(limit);
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
-    let read = read_as_owner(runner.sync.owner, || {
+    let read = read_as_owner(&runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
         let mut unknown = Vec::new();
+        let by_query = naming.sync.document_query().is_some();
+        let mut written: FxHashSet<Vec<u8>> = FxHashSet::default();
         let asked: Vec<(Slot, &[u8])> = wanted
             .iter()
             .filter(|&(&address, _)| !delete_instead.contains(address))
@@ -249,10 +251,17 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             .collect();
         let known = plans.read_keys(source, &asked, |address, document| {
             // A row is present at an address only if its own image is the same, byte for byte.
-            if let Some(slot) = wanted.remove(address)
-                && let Some(name) = naming.render(address)
-            {
-                encoder.put(slot, &name, document);
+            match wanted.remove(address) {
+                Some(slot) => {
+                    if by_query {
+                        written.insert(address.to_vec());
+                    }
+                    if let Some(name) = naming.render(address) {
+                        encoder.put(slot, &name, document);
+                    }
+                }
+                None if by_query && written.contains(address) => crate::document::twice(),
+                None => {}
             }
         });
         for (address, slot) in wanted {
@@ -304,7 +313,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let mut claimed = Vec::new();
     let mut taken_over = Vec::new();
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
-    let read = read_as_owner(runner.sync.owner, || {
+    let read = read_as_owner(&runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let rows = plans.read_blocks(source, from, to, |address, document| {
             // Inherited tables may hold one key twice: the second row would be a second action for one document.
@@ -349,9 +358,8 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
 fn mark_block(runner: &mut Runner, slice: u32, block: u32) -> Result<(), Failed> {
     let Some((source, Some(plans))) = &runner.source else { return Ok(()) };
     let mut addresses = Vec::new();
-    let read = read_as_owner(runner.sync.owner, || {
-        plans.read_addresses(source, block, |address| addresses.push(address.to_vec()))
-    });
+    let read =
+        read_as_owner(&runner.sync, || plans.read_addresses(source, block, |address| addresses.push(address.to_vec())));
     let Some(scan) = &mut runner.scan else { return Ok(()) };
     match read {
         Ok(rows) => {

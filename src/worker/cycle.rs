@@ -9,10 +9,10 @@ use super::scan::{Ids, Scan};
 use super::shared::{self, Database};
 use super::store;
 use super::transaction::{Class, Failed, flush_wal, transaction};
-use crate::catalog::acting::acting_as;
+use crate::catalog::acting::acting_for;
 use crate::catalog::{self, Kind, Phase, Sync};
-use crate::document::{Plans, Source};
-use crate::journal::format::{Entry, unpack};
+use crate::document::{Plans, Related, Source, Unreadable};
+use crate::journal::format::{Entry, of_relation, unpack};
 use crate::journal::reader::{Payloads, Reader};
 use crate::{server, settings};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -73,6 +73,8 @@ pub struct Worker {
     /// What jobs were sent for: sync, its incarnation, task.
     pub tasks: FxHashMap<u64, (i32, u32, Task)>,
     pub next_tag: u64,
+    /// The syncs of relations.
+    relations: FxHashMap<i32, i32>,
     reader: Reader,
     payloads: Payloads,
     rotation: Rotation,
@@ -105,6 +107,7 @@ impl Worker {
             runners: BTreeMap::new(),
             tasks: FxHashMap::default(),
             next_tag: 1,
+            relations: FxHashMap::default(),
             reader: Reader::default(),
             payloads: Payloads::default(),
             rotation: Rotation::default(),
@@ -138,7 +141,10 @@ impl Worker {
         let living: Vec<i32> = syncs.iter().map(|sync| sync.id).collect();
         self.runners.retain(|id, _| living.contains(id));
         shared::free_sync_slots(&living);
-        super::process::watch(syncs.iter().map(|sync| sync.source));
+        let related =
+            syncs.iter().flat_map(|sync| sync.relations.iter().map(|relation| (relation.source, relation.id, sync.id)));
+        self.relations = related.clone().map(|(_, relation, sync)| (relation, sync)).collect();
+        super::process::watch(syncs.iter().map(|sync| sync.source).chain(related.map(|(source, ..)| source)));
         for sync in syncs {
             match self.runners.get_mut(&sync.id) {
                 Some(runner) => adapt(runner, sync),
@@ -329,7 +335,7 @@ impl Worker {
 
     fn mark_payloads(&mut self) {
         let payloads = std::mem::take(&mut self.payloads);
-        let unknown = |worker: &Self, id: i32| !worker.runners.contains_key(&id);
+        let unknown = |worker: &Self, id: i32| !worker.runners.contains_key(&id) && !worker.relations.contains_key(&id);
         let mut missing = false;
         for payload in payloads.iter() {
             let _ = unpack(payload, |entry| {
@@ -345,6 +351,15 @@ impl Worker {
         for payload in payloads.iter() {
             let read = unpack(payload, |entry| match entry {
                 Entry::Reconcile { sync } => reconcile.push(sync),
+                Entry::Address { sync: relation, layout, address } if self.relations.contains_key(&relation) => {
+                    let sync = self.relations[&relation];
+                    let Some(runner) = self.runners.get_mut(&sync) else { return };
+                    let known = runner.sync.relations.iter().find(|known| known.id == relation);
+                    match known.and_then(|known| known.layout) {
+                        Some(known) if known != i64::from(layout.signature) => reconcile.push(sync),
+                        _ => runner.pending.mark(&of_relation(relation, address)),
+                    }
+                }
                 Entry::Address { sync, layout, address } => {
                     if let Some(runner) = self.runners.get_mut(&sync) {
                         match runner.sync.layout {
@@ -440,6 +455,7 @@ impl Worker {
             return worked;
         }
         begin_scan(runner);
+        let worked = super::fan_out::step(runner) | worked;
         let worked = self.deliver(id) | worked;
         worked | self.fulfil(id)
     }
@@ -825,6 +841,9 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         || sync.source != old.source
         || sync.address_columns != old.address_columns
         || sync.options != old.options;
+    if sync.relations != old.relations {
+        runner.source = None;
+    }
     if sync.paused != old.paused || sync.identity != old.identity {
         runner.not_before = None;
     }
@@ -846,13 +865,21 @@ fn adapt(runner: &mut Runner, sync: Sync) {
 fn resolve(runner: &mut Runner) -> bool {
     let sync = runner.sync.clone();
     let resolved = transaction(|| {
-        Source::resolve(&sync).map(|source| {
-            let plans = acting_as(sync.owner, || Plans::prepare(&source));
-            (source, plans)
+        let source = Source::resolve(&sync)?;
+        acting_for(&sync, || {
+            let plans = Plans::prepare(&source);
+            let related = sync.relations.iter().filter(|relation| !relation.direct);
+            let related = related.map(|relation| Ok((relation.id, Related::prepare(&sync, &source, relation)?)));
+            let related = related.collect::<Result<_, Unreadable>>()?;
+            Ok::<_, Unreadable>((source, plans, related))
         })
     });
     match resolved {
-        Ok(Ok((source, plans))) => {
+        Ok(Ok((source, plans, related))) => {
+            runner.related = related;
+            if !super::fan_out::check_layouts(runner) {
+                return false;
+            }
             let layout = i64::from(source.layout.signature);
             if runner.sync.layout != Some(layout) {
                 let id = runner.sync.id;

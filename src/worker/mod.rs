@@ -3,6 +3,7 @@
 mod batch;
 mod clock;
 mod cycle;
+mod fan_out;
 mod launcher;
 mod outcome;
 mod pending;

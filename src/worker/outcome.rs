@@ -230,7 +230,7 @@ fn settle(
 }
 
 /// Acknowledges deliveries, and forgets what the tables hold of them.
-fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
+pub fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
     let mut cured = Vec::new();
     if !runner.dead.is_empty() {
         for &slot in slots {
@@ -269,7 +269,7 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let sync = runner.sync.id;
     let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
-    let noted = batch::read_as_owner(runner.sync.owner, || {
+    let noted = batch::read_as_owner(&runner.sync, || {
         addresses.iter().map(|address| runner.render(address).unwrap_or_default()).collect::<Vec<_>>()
     })
     .or_else(|_| Ok::<_, Failed>(vec![String::new(); addresses.len()]))
@@ -353,7 +353,7 @@ fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>)
     }
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
     let parse = |names: &[String]| {
-        batch::read_as_owner(runner.sync.owner, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
+        batch::read_as_owner(&runner.sync, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
     };
     let parsed = parse(names).or_else(|_| {
         // One of them is no text of the key's type: one by one.

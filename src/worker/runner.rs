@@ -5,13 +5,13 @@ use super::pending::{Epoch, Pending, Slot};
 use super::scan::Scan;
 use super::shared::{self, SyncSlot, SyncState};
 use crate::catalog::{Kind, Phase, Sync};
-use crate::document::{Plans, Source};
+use crate::document::{Plans, Related, Source};
 use delivery::aimd::{Aimd, Bounds};
 use delivery::backoff::Backoff;
 use delivery::ownership::{Ownership, Sighting};
 use delivery::sender::Senders;
 use delivery::template::KeyTemplate;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -38,6 +38,10 @@ pub struct Runner {
     pub sync: Sync,
     pub slot: &'static SyncSlot,
     pub source: Option<(Source, Option<Plans>)>,
+    /// What finds the documents that rows of related tables belong to, by relation; resolved with the source.
+    pub related: FxHashMap<i32, Related>,
+    /// Rows of a related table that are looked up at a time: falls when that takes too long.
+    pub related_limit: usize,
     pub template: Option<KeyTemplate>,
     pub senders: Option<Rc<Senders>>,
     /// Jobs that the senders take at a time: those in flight and as many waiting.
@@ -104,6 +108,8 @@ impl Runner {
             template,
             slot,
             source: None,
+            related: FxHashMap::default(),
+            related_limit: usize::MAX,
             senders: None,
             capacity: 0,
             pending: Pending::default(),

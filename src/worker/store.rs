@@ -21,6 +21,11 @@ pub fn set_layout(sync: i32, layout: i64) {
     run("UPDATE fanout.sync SET layout = $2 WHERE sync_id = $1", &[sync.into(), layout.into()]);
 }
 
+/// Notes of what types the captured columns of a relation are.
+pub fn set_relation_layout(relation: i32, layout: i64) {
+    run("UPDATE fanout.relation SET layout = $2 WHERE relation_id = $1", &[relation.into(), layout.into()]);
+}
+
 /// Notes as whom the target was claimed.
 pub fn set_claimed(sync: i32, claimed: &str) {
     run("UPDATE fanout.sync SET claimed = $2 WHERE sync_id = $1", &[sync.into(), claimed.into()]);

@@ -1,0 +1,363 @@
+//! `fanout.related()`: which other tables feed the documents of a sync, and how a row there is told its documents.
+
+use crate::catalog::acting::{acting_for, privileged};
+use crate::catalog::admin::{not_parked, owned, start_reconcile};
+use crate::catalog::foreign_keys::{Path, paths};
+use crate::catalog::regclass::Regclass;
+use crate::catalog::source::Table;
+use crate::catalog::{self, Relation, Sync, document, ours, triggers};
+use crate::document::{query, statements};
+use crate::error::failure;
+use pgrx::prelude::*;
+use pgrx::{Spi, default, pg_sys};
+
+/// Declares that rows of another table belong to documents of a sync: a change there delivers these documents anew. Returns
+/// how many relations were declared.
+///
+/// Without columns and keys the foreign keys say which rows belong to which documents. With columns alone these hold the key
+/// of the sync's source. `keys` is a query from `changed`, which has the columns of the changed rows, old and new, to keys.
+#[pg_extern(schema = "fanout")]
+fn related(
+    sync: Option<&str>,
+    source: Option<Regclass>,
+    columns: default!(Option<Vec<Option<String>>>, "NULL"),
+    keys: default!(Option<String>, "NULL"),
+) -> i64 {
+    let (Some(name), Some(source)) = (sync, source) else {
+        let argument = if sync.is_none() { "sync" } else { "source" };
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{argument}\" must not be NULL"))
+            .raise()
+    };
+    let sync = not_parked(owned(name));
+    let table = Table::get(source.0);
+    table.check_kind();
+    table.check_rights(catalog::caller());
+    if sync.document_query().is_none() {
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("the documents of sync \"{name}\" are rows of its source: no other table feeds them"),
+        )
+        .hint("Give it a query that reads other tables: fanout.index_table(…, document => 'SELECT …').")
+        .raise();
+    }
+    let root = Table::get(sync.source);
+    let wanted = match (columns, keys) {
+        (None, None) => derived(&sync, &root, &table),
+        (None, Some(_)) => failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "\"keys\" needs \"columns\": those of the changed rows that it uses",
+        )
+        .raise(),
+        (Some(columns), keys) => vec![explicit(&sync, &root, &table, columns, keys)],
+    };
+    table.lock();
+    for wanted in &wanted {
+        declare(&sync, &table, wanted);
+    }
+    // What changed there until now was captured by nobody.
+    if !made_in_this_transaction(&sync) {
+        start_reconcile(&sync);
+        notice!("sync \"{name}\" is reconciled: earlier changes of \"{}\" were not captured", table.name);
+    }
+    wanted.len() as i64
+}
+
+/// Declares no more that rows of that table belong to documents of the sync. Returns how many relations there were.
+#[pg_extern(schema = "fanout", strict)]
+fn drop_related(sync: &str, source: Regclass) -> i64 {
+    let sync = owned(sync);
+    let relations: Vec<&Relation> = sync.relations.iter().filter(|relation| relation.source == source.0).collect();
+    if relations.is_empty() {
+        failure(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("sync \"{}\" has no relation to that table", sync.name),
+        )
+        .hint("SELECT * FROM fanout.relations lists the relations of this database.")
+        .raise();
+    }
+    for relation in &relations {
+        if let Some(table) = Table::find(relation.source) {
+            triggers::drop_all(&table, &sync.name, Some(relation.id));
+        }
+    }
+    let ids: Vec<i32> = relations.iter().map(|relation| relation.id).collect();
+    privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+            client.update("DELETE FROM fanout.relation WHERE relation_id = ANY ($1)", None, &[ids.into()])?;
+            Ok(())
+        }));
+    });
+    catalog::changed();
+    relations.len() as i64
+}
+
+/// The relations that foreign keys suggest for the tables that a sync's query reads, and how to declare them; without
+/// columns for a table to which no foreign key leads. Tables that are declared already are left out.
+#[pg_extern(schema = "fanout", strict)]
+#[allow(clippy::type_complexity)]
+fn propose_relations(
+    sync: &str,
+) -> TableIterator<
+    'static,
+    (name!(source, String), name!(columns, Option<Vec<String>>), name!(keys, Option<String>), name!(statement, String)),
+> {
+    let sync = owned(sync);
+    let root = Table::get(sync.source);
+    let reads = document::reads(&sync);
+    let mut rows = Vec::new();
+    for &oid in &reads {
+        if sync.relations.iter().any(|relation| relation.source == oid) {
+            continue;
+        }
+        let table = Table::get(oid);
+        let statement = statement(&sync, &table);
+        let found = paths(&table, &root, &reads);
+        if found.is_empty() {
+            rows.push((table.quoted(), None, None, statement));
+            continue;
+        }
+        for path in found {
+            let columns = path.columns().to_vec();
+            rows.push((table.quoted(), Some(columns), path.keys(&sync.key_columns), statement.clone()));
+        }
+    }
+    TableIterator::new(rows)
+}
+
+fn statement(sync: &Sync, table: &Table) -> String {
+    let (sync, table) = (pgrx::spi::quote_literal(&sync.name), pgrx::spi::quote_literal(table.quoted()));
+    format!("SELECT fanout.related({sync}, {table});")
+}
+
+/// Says which tables a query reads whose changes nobody captures.
+pub fn warn_of_undeclared(name: &str, reads: &[pg_sys::Oid]) {
+    if reads.is_empty() {
+        return;
+    }
+    let Some(sync) = catalog::find(name) else { return };
+    let root = Table::get(sync.source);
+    for &oid in reads {
+        let table = Table::get(oid);
+        let hint = if !table.has_triggers() {
+            "Its changes fire no triggers: call fanout.reconcile() after each.".to_owned()
+        } else if paths(&table, &root, reads).is_empty() {
+            format!(
+                "No foreign key leads from it to the source; say which rows belong to which documents: \
+                 fanout.related({}, {}, columns => …, keys => 'SELECT … FROM changed …').",
+                pgrx::spi::quote_literal(name),
+                pgrx::spi::quote_literal(table.quoted())
+            )
+        } else {
+            statement(&sync, &table)
+        };
+        failure(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!("changes of table \"{}\" do not reach the documents of sync \"{name}\" yet", table.name),
+        )
+        .detail("The document query reads it, but it is not declared.")
+        .hint(hint)
+        .warn();
+    }
+}
+
+/// A relation as it will be noted.
+struct Wanted {
+    columns: Vec<String>,
+    keys: Option<String>,
+}
+
+fn derived(sync: &Sync, root: &Table, table: &Table) -> Vec<Wanted> {
+    let hint = "Say it: columns => the columns of the changed rows that matter, keys => 'SELECT … FROM changed …'.";
+    if table.oid == root.oid {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("\"{}\" is the source of the sync itself", table.name),
+        )
+        .detail("A change of a row delivers its own document anyway; to which others it belongs has to be said.")
+        .hint(hint)
+        .raise();
+    }
+    let reads = document::reads(sync);
+    if !reads.contains(&table.oid) {
+        notice!("the document query of sync \"{}\" does not read \"{}\", as far as can be seen", sync.name, table.name);
+    }
+    let found: Vec<Path> = paths(table, root, &reads);
+    if found.is_empty() {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("no foreign key leads from \"{}\" to \"{}\"", table.name, root.name),
+        )
+        .detail("Only ways by tables that the document query reads were looked for.")
+        .hint(hint)
+        .raise();
+    }
+    found
+        .into_iter()
+        .map(|path| Wanted { columns: path.columns().to_vec(), keys: path.keys(&sync.key_columns) })
+        .collect()
+}
+
+fn explicit(sync: &Sync, root: &Table, table: &Table, columns: Vec<Option<String>>, keys: Option<String>) -> Wanted {
+    let invalid = |message: String| failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message);
+    let columns: Vec<String> = columns
+        .into_iter()
+        .map(|column| column.unwrap_or_else(|| invalid("\"columns\" must not hold NULL".to_owned()).raise()))
+        .collect();
+    if columns.is_empty() {
+        invalid("\"columns\" names no column".to_owned()).raise();
+    }
+    for name in &columns {
+        catalog::key::check_address_column(table, name);
+    }
+    let Some(keys) = keys else {
+        if columns.len() != sync.key_columns.len() {
+            invalid(format!("\"columns\" must hold the key of \"{}\": ({})", root.name, sync.key_columns.join(", ")))
+                .hint("Or say by a query to which keys they lead: keys => 'SELECT … FROM changed …'.")
+                .raise();
+        }
+        check_types(
+            sync,
+            root,
+            &columns.iter().filter_map(|name| table.column(name)).map(|it| it.type_oid).collect::<Vec<_>>(),
+        );
+        return Wanted { columns, keys: None };
+    };
+    let keys = query::only_select("keys", &keys);
+    let typed: Vec<(String, String)> = columns
+        .iter()
+        .filter_map(|name| table.column(name))
+        .map(|column| (column.name.clone(), catalog::key::type_name(column.type_oid)))
+        .collect();
+    let described = acting_for(sync, || {
+        query::named(
+            "keys",
+            std::panic::AssertUnwindSafe(|| query::describe(&statements::changed_with(&typed, &keys), &[])),
+        )
+    });
+    if described.volatile {
+        document::check_stable("keys", &described);
+    }
+    if described.columns.len() != sync.key_columns.len() {
+        invalid(format!(
+            "\"keys\" must yield the key of \"{}\", ({}), but yields {} column(s)",
+            root.name,
+            sync.key_columns.join(", "),
+            described.columns.len()
+        ))
+        .raise();
+    }
+    check_types(sync, root, &described.columns.iter().map(|column| column.type_oid).collect::<Vec<_>>());
+    Wanted { columns, keys: Some(keys) }
+}
+
+/// Raises unless values of these types can be compared with the key.
+fn check_types(sync: &Sync, root: &Table, types: &[pg_sys::Oid]) {
+    for (name, &found) in sync.key_columns.iter().zip(types) {
+        let Some(column) = root.column(name) else { continue };
+        // SAFETY: look-ups of the type cache and of a btree family's operators on the main thread.
+        let comparable = unsafe {
+            let wanted = pg_sys::getBaseType(column.type_oid);
+            let found = pg_sys::getBaseType(found);
+            let entry = pg_sys::lookup_type_cache(wanted, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32);
+            let input = (*entry).btree_opintype;
+            found == wanted
+                || pg_sys::get_opfamily_member((*entry).btree_opf, input, found, pg_sys::BTEqualStrategyNumber as i16)
+                    != pg_sys::InvalidOid
+                || pg_sys::IsBinaryCoercible(found, input)
+        };
+        if !comparable {
+            failure(
+                PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                format!(
+                    "key column \"{name}\" of \"{}\" is {}, but the relation gives {}",
+                    root.name,
+                    catalog::key::type_name(column.type_oid),
+                    catalog::key::type_name(found)
+                ),
+            )
+            .raise();
+        }
+    }
+}
+
+/// Types whose equal values have one image: an address taken from a referring column is that of the row itself.
+const EXACT: &[pg_sys::Oid] = &[
+    pg_sys::INT2OID,
+    pg_sys::INT4OID,
+    pg_sys::INT8OID,
+    pg_sys::OIDOID,
+    pg_sys::UUIDOID,
+    pg_sys::DATEOID,
+    pg_sys::TIMESTAMPOID,
+    pg_sys::TIMESTAMPTZOID,
+    pg_sys::BYTEAOID,
+];
+
+/// True if the columns can be captured as addresses of the sync itself.
+fn is_direct(sync: &Sync, table: &Table, wanted: &Wanted) -> bool {
+    let root = Table::get(sync.source);
+    wanted.keys.is_none()
+        && sync.address_columns == sync.key_columns
+        && wanted.columns.iter().zip(&sync.key_columns).all(|(column, key)| {
+            let types = (table.column(column).map(|it| it.type_oid), root.column(key).map(|it| it.type_oid));
+            types.0 == types.1 && types.0.is_some_and(|known| EXACT.contains(&known))
+        })
+}
+
+fn declare(sync: &Sync, table: &Table, wanted: &Wanted) {
+    let known = sync.relations.iter().any(|relation| {
+        relation.source == table.oid && relation.columns == wanted.columns && relation.keys == wanted.keys
+    });
+    if known {
+        failure(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            format!(
+                "\"{}\" is related to sync \"{}\" by ({}) already",
+                table.name,
+                sync.name,
+                wanted.columns.join(", ")
+            ),
+        )
+        .hint("fanout.drop_related() ends a relation.")
+        .raise();
+    }
+    let direct = is_direct(sync, table, wanted);
+    let id = privileged(|| {
+        ours(Spi::connect_mut(|client| {
+            client
+                .update(
+                    "INSERT INTO fanout.relation (sync_id, source, columns, keys, direct)
+                     VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3, $4, $5) RETURNING relation_id",
+                    None,
+                    &[
+                        sync.id.into(),
+                        table.oid.into(),
+                        wanted.columns.clone().into(),
+                        wanted.keys.clone().into(),
+                        direct.into(),
+                    ],
+                )?
+                .first()
+                .get_one::<i32>()
+        }))
+    });
+    triggers::create(table, &sync.name, id);
+    catalog::changed();
+}
+
+/// True if nobody else has seen the sync yet.
+fn made_in_this_transaction(sync: &Sync) -> bool {
+    privileged(|| {
+        ours(Spi::connect(|client| {
+            client
+                .select(
+                    "SELECT xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid FROM fanout.sync WHERE sync_id = $1",
+                    None,
+                    &[sync.id.into()],
+                )?
+                .first()
+                .get_one::<bool>()
+        }))
+    })
+    .unwrap_or(false)
+}

@@ -1,0 +1,162 @@
+//! The SQL that reads a sync's source. Pure.
+//!
+//! Every statement yields the address columns and then the document as json; a row without a document yields NULL there.
+//! Names of our own begin with `__fanout`: what a user's predicate or query says must not find them.
+
+use crate::catalog::Sync;
+use crate::server::quoted;
+use serde_json::Value;
+use std::ffi::CString;
+
+/// How a key column is compared.
+pub struct Condition {
+    /// The column, quoted.
+    pub column: String,
+    /// `OPERATOR(schema.=)`.
+    pub operator: String,
+}
+
+/// See the module.
+pub struct Statements {
+    /// Reads the rows with these keys: an array for each key column.
+    pub by_key: CString,
+    /// Reads the rows in blocks [$1, $2). None if a query makes the documents: they are read by key.
+    pub by_block: Option<CString>,
+    /// Reads the addresses of the rows in blocks [$1, $2), with NULL for the document.
+    pub addresses_by_block: CString,
+    /// The source as an item of FROM, and how it is called there.
+    pub table: (String, String),
+}
+
+/// The statements of a sync whose source is that table.
+pub fn of(sync: &Sync, schema: &str, table: &str, key: &[Condition]) -> Statements {
+    let alias = quoted(table);
+    let table = format!("{}.{alias} AS {alias}", quoted(schema));
+    let address = |alias: &str| -> String {
+        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect::<Vec<_>>().join(", ")
+    };
+    let blocks = format!(
+        "FROM {table} WHERE {alias}.ctid OPERATOR(pg_catalog.>=) $1 AND {alias}.ctid OPERATOR(pg_catalog.<) $2"
+    );
+    let addresses_by_block = format!("SELECT {}, NULL::pg_catalog.json {blocks}", address(&alias));
+    let (by_key, by_block) = match sync.document_query() {
+        Some(query) => {
+            let document = match sync.options["document_column"].as_bool() {
+                Some(true) => "pg_catalog.to_json(__fanout_q.\"document\")",
+                _ => "pg_catalog.row_to_json(__fanout_q.*)",
+            };
+            let select = format!("SELECT {}, {document}", address("__fanout_q"));
+            (by_key(&select, &query_by_key(query, key), "__fanout_q", key, None), None)
+        }
+        None => {
+            let select = format!("SELECT {}, {}", address(&alias), row(sync, &alias));
+            let predicate = sync.options["predicate"].as_str();
+            let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
+            (by_key(&select, &table, &alias, key, predicate), Some(format!("{select} {blocks}{confined}")))
+        }
+    };
+    let c = |sql: String| CString::new(sql).unwrap_or_default();
+    Statements {
+        by_key: c(by_key),
+        by_block: by_block.map(c),
+        addresses_by_block: c(addresses_by_block),
+        table: (table, alias),
+    }
+}
+
+/// A row of the table as a document: all columns, or those chosen, under their names or others.
+fn row(sync: &Sync, alias: &str) -> String {
+    let Some(fields) = sync.options["fields"].as_object() else {
+        return format!("pg_catalog.row_to_json({alias}.*)");
+    };
+    let fields: Vec<String> = fields
+        .iter()
+        .map(|(field, column)| format!("{alias}.{} AS {}", quoted(column.as_str().unwrap_or_default()), quoted(field)))
+        .collect();
+    format!("(SELECT pg_catalog.row_to_json(__fanout_d.*) FROM (SELECT {}) AS __fanout_d)", fields.join(", "))
+}
+
+/// One key column: an array to look into. Several: each row of the arrays joined.
+fn by_key(select: &str, from: &str, alias: &str, key: &[Condition], predicate: Option<&str>) -> String {
+    let confined = |word: &str| predicate.map(|predicate| format!(" {word} ({predicate}\n)")).unwrap_or_default();
+    if let [Condition { column, operator }] = key {
+        return format!("{select} FROM {from} WHERE {alias}.{column} {operator} ANY ($1){}", confined("AND"));
+    }
+    let join: Vec<String> = key
+        .iter()
+        .enumerate()
+        .map(|(n, Condition { column, operator })| format!("{alias}.{column} {operator} __fanout_k.__fanout_{}", n + 1))
+        .collect();
+    let keys = unnested(&(1..=key.len()).map(|n| format!("__fanout_{n}")).collect::<Vec<_>>(), "__fanout_k");
+    format!("{select} FROM {keys} JOIN {from} ON {}{}", join.join(" AND "), confined("WHERE"))
+}
+
+/// The user's query as an item of FROM. With several key columns each key is looked up by itself: a condition on a row of
+/// keys does not get into a query that groups.
+fn query_by_key(query: &str, key: &[Condition]) -> String {
+    if key.len() == 1 {
+        return format!("(\n{query}\n) AS __fanout_q");
+    }
+    let conditions: Vec<String> = key
+        .iter()
+        .enumerate()
+        .map(|(n, Condition { column, operator })| {
+            format!("__fanout_i.{column} {operator} __fanout_k.__fanout_{}", n + 1)
+        })
+        .collect();
+    format!("LATERAL (SELECT * FROM (\n{query}\n) AS __fanout_i WHERE {}) AS __fanout_q", conditions.join(" AND "))
+}
+
+/// Parameters $1, $2 … as the columns of rows.
+fn unnested(columns: &[String], alias: &str) -> String {
+    let arrays: Vec<String> = (1..=columns.len()).map(|n| format!("pg_catalog.unnest(${n})")).collect();
+    format!("ROWS FROM ({}) AS {alias} ({})", arrays.join(", "), columns.join(", "))
+}
+
+/// The addresses of the source's rows whose documents the changed rows of a relation belong to: `keys`, a query that reads
+/// `changed`, or None if the relation's columns are the key itself.
+pub fn related(
+    sync: &Sync,
+    (table, alias): &(String, String),
+    key: &[Condition],
+    columns: &[String],
+    keys: Option<&str>,
+) -> CString {
+    let address: Vec<String> =
+        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect();
+    let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
+    let names: Vec<String> = (1..=key.len()).map(|n| format!("__fanout_{n}")).collect();
+    let conditions: Vec<String> = key
+        .iter()
+        .zip(&names)
+        .map(|(Condition { column, operator }, name)| format!("{alias}.{column} {operator} __fanout_k.{name}"))
+        .collect();
+    let sql = format!(
+        "WITH changed ({columns}) AS (SELECT * FROM {rows}) SELECT {address}, NULL::pg_catalog.json FROM {table} \
+         WHERE EXISTS (SELECT FROM (\n{keys}\n) AS __fanout_k ({names}) WHERE {conditions})",
+        columns = columns.join(", "),
+        rows = unnested(&columns, "__fanout_c"),
+        address = address.join(", "),
+        keys = keys.unwrap_or("SELECT * FROM changed"),
+        names = names.join(", "),
+        conditions = conditions.join(" AND "),
+    );
+    CString::new(sql).unwrap_or_default()
+}
+
+/// What `keys` is prepared as when it is declared: it sees `changed` with columns of these types.
+pub fn changed_with(columns: &[(String, String)], keys: &str) -> String {
+    let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
+    let nulls: Vec<String> = columns.iter().map(|(_, type_name)| format!("NULL::{type_name}")).collect();
+    format!(
+        "WITH changed ({}) AS (SELECT {}) SELECT * FROM (\n{keys}\n) AS __fanout_k",
+        names.join(", "),
+        nulls.join(", ")
+    )
+}
+
+/// Chosen and renamed columns as the catalog keeps them: field → column.
+pub fn fields(columns: &[String], names: &serde_json::Map<String, Value>) -> Value {
+    let field = |column: &String| names.get(column).and_then(Value::as_str).unwrap_or(column).to_owned();
+    Value::Object(columns.iter().map(|column| (field(column), Value::from(column.as_str()))).collect())
+}

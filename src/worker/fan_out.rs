@@ -1,0 +1,115 @@
+//! From changed rows of related tables to the documents that they belong to: here and not in the writer's transaction.
+//!
+//! A step looks up a bounded number of changed rows. What it finds is marked in the epoch of the row that led to it, so that
+//! whoever waits for that row waits for its documents.
+
+use super::batch::read_as_owner;
+use super::cycle::want_phase;
+use super::outcome;
+use super::runner::Runner;
+use super::store;
+use super::transaction::{Class, transaction};
+use crate::catalog::Phase;
+use crate::journal::format::related;
+use crate::settings;
+use std::collections::HashSet;
+
+/// Changed rows that are looked up at a time.
+const STEP: usize = 500;
+
+/// Looks some changed rows up. True if there were any.
+pub fn step(runner: &mut Runner) -> bool {
+    let room = settings::pending_keys();
+    if !runner.pending.has_related() || runner.pending.len() > room {
+        // What is found beyond would only be stored: first what is known is delivered.
+        return false;
+    }
+    let Some((relation, slots)) = runner.pending.take_related(STEP.min(runner.related_limit)) else { return false };
+    let (Some((source, _)), Some(plan)) = (&runner.source, runner.related.get(&relation)) else {
+        // Declared no more: nothing of it belongs to any document.
+        outcome::acknowledge(runner, &slots);
+        return true;
+    };
+    let pending = &runner.pending;
+    let changed: Vec<&[u8]> = slots.iter().filter_map(|&slot| Some(related(pending.address(slot))?.1)).collect();
+    let mut found: HashSet<Vec<u8>> = HashSet::new();
+    let read = read_as_owner(&runner.sync, || {
+        plan.read(source, &changed, room + 1, |address| {
+            found.insert(address.to_vec());
+        })
+    });
+    match read {
+        Ok(Some(rows)) if rows <= room => {
+            // The oldest of them stands for all: a document may be waited for a little longer than it had to be.
+            let epoch = slots.iter().map(|&slot| runner.pending.epoch(slot)).min().unwrap_or_default();
+            for address in &found {
+                runner.pending.mark_in_epoch(address, epoch);
+            }
+            outcome::acknowledge(runner, &slots);
+            runner.related_limit = runner.related_limit.saturating_mul(2);
+        }
+        Ok(Some(_)) if slots.len() > 1 => {
+            runner.related_limit = slots.len() / 2;
+            runner.pending.put_back(&slots);
+        }
+        Ok(Some(_)) => {
+            everything(runner, &slots, &format!("a row of a related table belongs to more than {room} documents"));
+        }
+        Ok(None) => everything(runner, &slots, "the columns of a related table have other types now"),
+        Err(failed) => {
+            let cancelled = failed.sqlstate == "57014";
+            if cancelled && slots.len() == 1 {
+                everything(runner, &slots, "the documents of a row of a related table were not found in time");
+                return true;
+            }
+            runner.pending.put_back(&slots);
+            if cancelled {
+                runner.related_limit = slots.len() / 2;
+            }
+            let why = format!("cannot find the documents that rows of a related table belong to: {failed}");
+            match failed.class() {
+                Class::Transient => runner.back_off(&why),
+                Class::Blocked | Class::Data => {
+                    runner.source = None;
+                    runner.block(&why);
+                }
+            }
+        }
+    }
+    true
+}
+
+/// All documents are delivered anew, since it is not known which.
+fn everything(runner: &mut Runner, slots: &[super::pending::Slot], why: &str) {
+    pgrx::log!("pg_fanout: sync \"{}\" is reconciled: {why}", runner.sync.name);
+    want_phase(runner, Phase::Reconcile);
+    outcome::acknowledge(runner, slots);
+}
+
+/// Notes of what types the captured columns of relations are; of other types than before, what is pending says nothing.
+/// False if that could not be noted.
+pub fn check_layouts(runner: &mut Runner) -> bool {
+    let mut altered = false;
+    for number in 0..runner.sync.relations.len() {
+        let relation = &runner.sync.relations[number];
+        let Some(plan) = runner.related.get(&relation.id) else { continue };
+        let layout = i64::from(plan.layout.signature);
+        if relation.layout == Some(layout) {
+            continue;
+        }
+        let id = relation.id;
+        if let Err(failed) = transaction(|| store::set_relation_layout(id, layout)) {
+            runner.back_off(&failed.to_string());
+            return false;
+        }
+        altered |= runner.sync.relations[number].layout.replace(layout).is_some();
+    }
+    if altered {
+        pgrx::log!(
+            "pg_fanout: columns that relate rows to documents of sync \"{}\" have other types now; it is reconciled",
+            runner.sync.name
+        );
+        want_phase(runner, Phase::Reconcile);
+    }
+    true
+}
