@@ -16,6 +16,7 @@ struct Sync {
     key_columns: Vec<String>,
     address_columns: Vec<String>,
     format: String,
+    options: Value,
 }
 
 /// One row, or one document.
@@ -60,7 +61,7 @@ pub fn differences(world: &mut World, sync: &str) -> Vec<String> {
 fn find(db: &mut Session, name: &str) -> Sync {
     let row = db.value(&format!(
         "SELECT json_build_array(kind, source::text, server, target, to_json(key_columns), to_json(address_columns),
-                coalesce(options->>'format', 'json'))
+                coalesce(options->>'format', 'json'), options)
          FROM fanout.sync WHERE name = '{name}'"
     ));
     let row: Value = serde_json::from_str(&row).expect("JSON from json_build_array");
@@ -77,6 +78,7 @@ fn find(db: &mut Session, name: &str) -> Sync {
         key_columns: list(4),
         address_columns: list(5),
         format: text(6),
+        options: row[7].clone(),
     }
 }
 
@@ -88,9 +90,25 @@ fn expected(db: &mut Session, sync: &Sync) -> Vec<Entry> {
     } else {
         "row_to_json(t)"
     };
+    let option = |name: &str| sync.options[name].as_str();
+    let from = match (option("document"), option("predicate")) {
+        (Some(query), _) => format!("({query}\n)"),
+        (None, Some(predicate)) => format!("(SELECT * FROM {} WHERE {predicate}\n)", sync.source),
+        (None, None) => sync.source.clone(),
+    };
+    let document = match sync.options["fields"].as_object() {
+        Some(fields) => {
+            let fields = fields.iter().map(|(field, column)| {
+                format!("t.{} AS {}", quoted(column.as_str().unwrap_or_default()), quoted(field))
+            });
+            format!("(SELECT row_to_json(d) FROM (SELECT {}) AS d)", fields.collect::<Vec<_>>().join(", "))
+        }
+        None if sync.options["document_column"] == true => "t.document".to_owned(),
+        None => document.to_owned(),
+    };
     let columns = sync.address_columns.iter().map(|column| format!("t.{}::text", quoted(column)));
     let columns = columns.collect::<Vec<_>>().join(", ");
-    let rows = db.rows(&format!("SELECT {document}::text, to_json(ARRAY[{columns}])::text FROM {} AS t", sync.source));
+    let rows = db.rows(&format!("SELECT {document}::text, to_json(ARRAY[{columns}])::text FROM {from} AS t"));
     let entries = rows.into_iter().map(|row| {
         let json = |i: usize| -> Value {
             serde_json::from_str(row[i].as_deref().unwrap_or("null")).expect("JSON from row_to_json")

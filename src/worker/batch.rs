@@ -311,7 +311,6 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let pending: &mut Pending = &mut runner.pending;
     let mut claimed = Vec::new();
-    let mut taken_over = Vec::new();
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
     let read = read_as_owner(&runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
@@ -323,8 +322,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             if let Some(name) = naming.render(address)
                 && let Some((slot, before)) = pending.claim(address, slice)
             {
-                claimed.push(slot);
-                taken_over.extend(before);
+                claimed.push((slot, before));
                 encoder.put(slot, &name, document);
             }
         });
@@ -334,7 +332,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
         Ok(((batches, mean), rows)) => {
             if let Some(scan) = &mut runner.scan {
                 scan.was_read(slice, to - from, rows, claimed.len());
-                for before in taken_over {
+                for before in claimed.iter().filter_map(|&(_, before)| before) {
                     scan.acknowledged(before);
                 }
             }
@@ -342,7 +340,9 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             Ok(batches)
         }
         Err(failed) => {
-            runner.pending.put_back(&claimed);
+            for &(slot, before) in claimed.iter().rev() {
+                runner.pending.unclaim(slot, before);
+            }
             if failed.class() == Class::Data && to - from == 1 {
                 return mark_block(runner, slice, from).map(|()| Vec::new());
             }

@@ -295,6 +295,12 @@ impl Pending {
         Some((slot, before))
     }
 
+    /// Takes a claim back: the row was not read after all. The slice is the one that [`Self::claim`] gave.
+    pub fn unclaim(&mut self, slot: Slot, slice: Option<u32>) {
+        self.entries[slot as usize].slice = slice;
+        self.put_back(&[slot]);
+    }
+
     /// Marks an address that a scan found but could not read: it counts as part of the slice. False if it counts already.
     pub fn mark_in_slice(&mut self, address: &[u8], slice: u32) -> bool {
         self.mark(address);

@@ -1,7 +1,7 @@
 //! Transactions of the worker: an ERROR inside ends the transaction, not the process.
 
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::CaughtError;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// An ERROR that a transaction of the worker ended with.
@@ -82,6 +82,11 @@ fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
             Failed { sqlstate: unpack_sqlstate(report.sql_error_code() as i32), message: report.message().to_owned() }
         }
         Err(payload) => {
+            // Raised by our own code, and caught before Postgres saw it.
+            if let Some(report) = payload.downcast_ref::<ErrorReportWithLevel>() {
+                let sqlstate = unpack_sqlstate(report.sql_error_code() as i32);
+                return Failed { sqlstate, message: report.message().to_owned() };
+            }
             let message = payload
                 .downcast_ref::<&str>()
                 .map(|text| (*text).to_owned())

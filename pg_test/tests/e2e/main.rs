@@ -6,6 +6,7 @@ mod cache_functions;
 mod cancel;
 mod crashes;
 mod dead_letters;
+mod documents;
 mod harness;
 mod keys;
 mod outages;

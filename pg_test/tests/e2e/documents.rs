@@ -1,0 +1,467 @@
+//! Documents that are more, or less, than a row: chosen columns, a predicate, a query, and the tables that feed it.
+
+use pg_test::{Dice, Engine, World, assert_in_step, on_each_engine};
+
+on_each_engine!(
+    a_document_of_eight_tables_follows_each_of_them,
+    aggregates_keep_right_as_rows_come_and_go,
+    rows_that_leave_the_predicate_leave_the_index,
+    columns_are_chosen_and_renamed,
+    a_query_by_a_composite_key,
+    a_tree_is_followed_by_a_recursive_query,
+    a_relation_that_is_declared_later_misses_nothing,
+    two_rows_for_a_key_are_a_dead_letter,
+);
+
+/// Seven tables that feed the documents of `product`, with rows in all.
+fn shop(world: &mut World, products: u32) {
+    world.db.exec(&format!(
+        "CREATE TABLE category (id int PRIMARY KEY, name text NOT NULL);
+         CREATE TABLE brand (id int PRIMARY KEY, name text NOT NULL);
+         CREATE TABLE product (id bigint PRIMARY KEY, name text, category_id int REFERENCES category ON DELETE SET NULL,
+             brand_id int REFERENCES brand ON UPDATE CASCADE);
+         CREATE TABLE variant (id int PRIMARY KEY, product_id bigint NOT NULL REFERENCES product ON DELETE CASCADE, sku text);
+         CREATE TABLE price (variant_id int REFERENCES variant ON DELETE CASCADE, currency text, amount numeric(10,2),
+             PRIMARY KEY (variant_id, currency));
+         CREATE TABLE stock (variant_id int PRIMARY KEY REFERENCES variant ON DELETE CASCADE, quantity int);
+         CREATE TABLE review (id int PRIMARY KEY, product_id bigint REFERENCES product ON DELETE CASCADE, stars int);
+         CREATE TABLE tag (id int PRIMARY KEY, name text NOT NULL);
+         CREATE TABLE product_tag (product_id bigint REFERENCES product ON DELETE CASCADE ON UPDATE CASCADE,
+             tag_id int REFERENCES tag ON DELETE CASCADE, PRIMARY KEY (product_id, tag_id));
+         CREATE INDEX ON product (category_id); CREATE INDEX ON product (brand_id); CREATE INDEX ON variant (product_id);
+         CREATE INDEX ON review (product_id); CREATE INDEX ON product_tag (tag_id);
+         INSERT INTO category SELECT i, 'category ' || i FROM generate_series(0, 9) AS i;
+         INSERT INTO brand SELECT i, 'brand ' || i FROM generate_series(0, 9) AS i;
+         INSERT INTO product SELECT i, 'product ' || i, i % 10, i % 10 FROM generate_series(0, {last}) AS i;
+         INSERT INTO variant SELECT i, i % {products}, 'sku' || i FROM generate_series(0, 2 * {last}) AS i;
+         INSERT INTO price SELECT i, 'EUR', i FROM generate_series(0, 2 * {last}) AS i;
+         INSERT INTO stock SELECT i, i % 5 FROM generate_series(0, 2 * {last}) AS i;
+         INSERT INTO review SELECT i, i % {products}, i % 6 FROM generate_series(0, {last}) AS i;
+         INSERT INTO tag SELECT i, 'tag ' || i FROM generate_series(0, 9) AS i;
+         INSERT INTO product_tag SELECT i, i % 10 FROM generate_series(0, {last}) AS i",
+        last = products - 1,
+    ));
+}
+
+const PRODUCT: &str = "document => $$
+    SELECT p.id, p.name, c.name AS category, b.name AS brand,
+        (SELECT json_agg(json_build_object(''sku'', v.sku, ''stock'', s.quantity,
+                    ''prices'', (SELECT json_object_agg(currency, amount ORDER BY currency) FROM price WHERE variant_id = v.id))
+                ORDER BY v.id)
+            FROM variant v LEFT JOIN stock s ON s.variant_id = v.id WHERE v.product_id = p.id) AS variants,
+        r.stars, r.reviews,
+        (SELECT json_agg(t.name ORDER BY t.id) FROM product_tag pt JOIN tag t ON t.id = pt.tag_id WHERE pt.product_id = p.id) AS tags
+    FROM product p
+    LEFT JOIN category c ON c.id = p.category_id
+    LEFT JOIN brand b ON b.id = p.brand_id
+    LEFT JOIN (SELECT product_id, sum(stars) AS stars, count(*) AS reviews FROM review GROUP BY product_id) r
+        ON r.product_id = p.id
+    -- a comment at the end $$";
+
+/// Declares all relations that foreign keys suggest.
+fn relate(world: &mut World, sync: &str) {
+    let statements = world.db.rows(&format!("SELECT DISTINCT statement FROM fanout.propose_relations('{sync}')"));
+    for statement in statements {
+        world.db.exec(statement[0].as_deref().expect("a statement"));
+    }
+    let left = world.db.value(&format!("SELECT count(*) FROM fanout.propose_relations('{sync}')"));
+    assert_eq!(left, "0", "all tables are declared");
+}
+
+fn product_sync(world: &mut World, engine: &Engine) -> String {
+    let document = PRODUCT.replace("''", "'");
+    world.db.exec("BEGIN");
+    let sync = world.index_table("product", engine, &format!(", {document}"));
+    relate(world, &sync);
+    world.db.exec("COMMIT");
+    sync
+}
+
+/// A statement that changes one of the tables at random.
+fn change(dice: &mut Dice) -> String {
+    let (product, few, any) = (dice.below(120), dice.below(10), dice.below(1_000_000));
+    let (variant, other) = (dice.below(240), dice.below(120));
+    match dice.below(18) {
+        0 => format!("UPDATE category SET name = 'c{any}' WHERE id = {few}"),
+        1 => format!("UPDATE brand SET name = 'b{any}' WHERE id = {few}"),
+        2 => format!("UPDATE brand SET id = {few} + 100 - 2 * (id / 100) * 50 - (id / 100) * {few} WHERE id = {few}"),
+        3 => format!("UPDATE product SET category_id = {few}, name = 'p{any}' WHERE id = {product}"),
+        4 => format!("DELETE FROM product WHERE id = {product}"),
+        5 => format!(
+            "INSERT INTO product SELECT {product}, 'new', {few}, min(id) FROM brand ON CONFLICT (id) DO UPDATE SET name = 'again'"
+        ),
+        6 => format!("UPDATE variant SET product_id = (SELECT min(id) FROM product WHERE id >= {other} % 60) WHERE id = {variant}"),
+        7 => format!("DELETE FROM variant WHERE id = {variant}"),
+        8 => format!(
+            "INSERT INTO variant SELECT {variant}, min(id), 'v{any}' FROM product WHERE id >= {other} % 60 HAVING count(*) > 0
+             ON CONFLICT (id) DO UPDATE SET sku = 'again'"
+        ),
+        9 => format!(
+            "INSERT INTO price SELECT id, 'USD', {any} % 1000 FROM variant WHERE id = {variant}
+             ON CONFLICT (variant_id, currency) DO UPDATE SET amount = excluded.amount"
+        ),
+        10 => format!("DELETE FROM price WHERE variant_id = {variant} AND currency = 'EUR'"),
+        11 => format!(
+            "INSERT INTO stock SELECT id, {few} FROM variant WHERE id = {variant}
+             ON CONFLICT (variant_id) DO UPDATE SET quantity = {few}"
+        ),
+        12 => format!("UPDATE review SET stars = {few} % 6, product_id = (SELECT max(id) FROM product WHERE id < {other}) WHERE id = {product}"),
+        13 => format!("DELETE FROM review WHERE id = {product}"),
+        14 => format!("UPDATE tag SET name = 't{any}' WHERE id = {few}"),
+        15 => format!(
+            "INSERT INTO product_tag SELECT p.id, t.id FROM product p, tag t WHERE p.id = {product} AND t.id = {few} ON CONFLICT DO NOTHING"
+        ),
+        16 => format!("DELETE FROM product_tag WHERE product_id = {product} OR (tag_id = {few} AND product_id % 7 = 0)"),
+        _ => format!("UPDATE product SET id = id + 1000 WHERE id = {product} AND NOT EXISTS (SELECT FROM variant WHERE product_id = {product}) AND NOT EXISTS (SELECT FROM review WHERE product_id = {product}) AND NOT EXISTS (SELECT FROM product WHERE id = {product} + 1000)"),
+    }
+}
+
+fn a_document_of_eight_tables_follows_each_of_them(world: &mut World, engine: &Engine) {
+    shop(world, 120);
+    let sync = product_sync(world, engine);
+    assert_in_step(world, &sync);
+    let mut dice = Dice::new();
+    for _ in 0..3 {
+        let writers: Vec<_> = (0..3)
+            .map(|_| {
+                let (mut db, mut dice) = (world.connect(), dice.fork());
+                std::thread::spawn(move || {
+                    for _ in 0..40 {
+                        let statements: Vec<String> = (0..1 + dice.below(3)).map(|_| change(&mut dice)).collect();
+                        let end = if dice.once_in(5) { "ROLLBACK" } else { "COMMIT" };
+                        // A deadlock or a broken foreign key ends the transaction: nothing of it happened then.
+                        let _ = db.try_exec(&format!("BEGIN; {}; {end}", statements.join("; ")));
+                        let _ = db.try_exec("ROLLBACK");
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().expect("a writer"));
+        assert_in_step(world, &sync);
+    }
+    world.db.exec("TRUNCATE review");
+    assert_in_step(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
+    // Nothing of ours stays behind on any of the tables.
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}')"));
+    assert_eq!(world.db.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'fanout%'"), "0");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.relation"), "0");
+}
+
+fn aggregates_keep_right_as_rows_come_and_go(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE customer (id int PRIMARY KEY, name text);
+         CREATE TABLE orders (id int PRIMARY KEY, customer_id int REFERENCES customer, total numeric, placed date);
+         CREATE INDEX ON orders (customer_id);
+         INSERT INTO customer SELECT i, 'customer ' || i FROM generate_series(1, 300) AS i;
+         INSERT INTO orders SELECT i, 1 + i % 300, i, date '2026-01-01' + i % 100 FROM generate_series(1, 3000) AS i",
+    );
+    world.db.exec("BEGIN");
+    let sync = world.index_table(
+        "customer",
+        engine,
+        ", document => 'SELECT c.id, c.name, count(o.id) AS orders, coalesce(sum(o.total), 0) AS turnover, max(o.placed) AS last_order
+            FROM customer c LEFT JOIN orders o ON o.customer_id = c.id GROUP BY c.id'",
+    );
+    relate(world, &sync);
+    world.db.exec("COMMIT");
+    assert_in_step(world, &sync);
+    world.db.exec("DELETE FROM orders WHERE id % 3 = 0; UPDATE orders SET total = total * 2 WHERE id % 7 = 0");
+    world.db.exec("UPDATE orders SET customer_id = 300 - customer_id % 5 WHERE id % 11 = 0");
+    world.db.exec("INSERT INTO orders SELECT i, i % 9 + 1, 5, '2027-01-01' FROM generate_series(5000, 5100) AS i");
+    assert_in_step(world, &sync);
+    let hits = world.db.value(&format!(
+        "SELECT count(*) FROM es_search('{sync}', filter => '{{\"range\": {{\"last_order\": {{\"gte\": \"2027-01-01\"}}}}}}')"
+    ));
+    assert_eq!(hits, "9", "what a query computes is mapped by its type");
+}
+
+fn rows_that_leave_the_predicate_leave_the_index(world: &mut World, engine: &Engine) {
+    crate::tables::products(world, 400);
+    world.db.exec("UPDATE product SET active = id % 4 <> 0");
+    let sync = world.index_table("product", engine, ", predicate => 'active AND price < 300'");
+    let cache = world.cache_table("product", ", predicate => 'product.active'");
+    assert_in_step(world, &sync);
+    assert_in_step(world, &cache);
+    world
+        .db
+        .exec("UPDATE product SET active = NOT active WHERE id % 3 = 0; UPDATE product SET price = 299 WHERE id > 380");
+    world.db.exec("DELETE FROM product WHERE id % 10 = 0");
+    assert_in_step(world, &sync);
+    assert_in_step(world, &cache);
+    world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+    assert_in_step(world, &sync);
+}
+
+fn columns_are_chosen_and_renamed(world: &mut World, engine: &Engine) {
+    crate::tables::products(world, 50);
+    let sync = world.index_table(
+        "product",
+        engine,
+        ", columns => '{id, name, price}', rename => '{\"name\": \"title\", \"price\": \"list price\"}', search_fields => '{title^2}'",
+    );
+    assert_in_step(world, &sync);
+    let found = world.db.value(&format!("SELECT source FROM es_search('{sync}', 'shoe 7', size => 1)"));
+    assert_eq!(found, r#"{"id": 7, "title": "trail shoe 7", "list price": 8.75}"#);
+    // A change of a column that is not in the document is delivered all the same, and changes nothing.
+    world.db.exec("UPDATE product SET active = false; UPDATE product SET price = 1 WHERE id = 3");
+    assert_in_step(world, &sync);
+}
+
+fn a_query_by_a_composite_key(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE line (order_id int, number text, article int, PRIMARY KEY (order_id, number));
+         CREATE TABLE note (order_id int, number text, note text);
+         INSERT INTO line SELECT i / 3, 'n' || i % 3, i FROM generate_series(0, 600) AS i;
+         INSERT INTO note SELECT i / 3, 'n' || i % 3, 'note ' || i FROM generate_series(0, 600, 2) AS i",
+    );
+    world.db.exec("BEGIN");
+    let sync = world.index_table(
+        "line",
+        engine,
+        ", document => 'SELECT l.order_id, l.number, l.article, string_agg(n.note, '','' ORDER BY n.note) AS notes
+            FROM line l LEFT JOIN note n USING (order_id, number) GROUP BY l.order_id, l.number, l.article'",
+    );
+    // No foreign key: the columns say it.
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'note', columns => '{{order_id, number}}')"));
+    world.db.exec("COMMIT");
+    assert_in_step(world, &sync);
+    world
+        .db
+        .exec("UPDATE note SET order_id = order_id + 1 WHERE order_id % 5 = 0; DELETE FROM note WHERE number = 'n2'");
+    world
+        .db
+        .exec("UPDATE line SET number = number || 'x' WHERE order_id < 10; INSERT INTO note VALUES (7, 'n1x', 'late')");
+    assert_in_step(world, &sync);
+}
+
+fn a_tree_is_followed_by_a_recursive_query(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE node (id int PRIMARY KEY, parent int REFERENCES node, name text);
+         INSERT INTO node SELECT i, nullif(i / 4, 0), 'n' || i FROM generate_series(1, 300) AS i",
+    );
+    world.db.exec("BEGIN");
+    let sync = world.index_table(
+        "node",
+        engine,
+        ", document => 'SELECT n.id, n.name, (WITH RECURSIVE up(id, parent, name, depth) AS (
+                SELECT id, parent, name, 0 FROM node WHERE id = n.id
+                UNION ALL SELECT p.id, p.parent, p.name, up.depth + 1 FROM node p JOIN up ON p.id = up.parent)
+            SELECT string_agg(name, '' > '' ORDER BY depth DESC) FROM up) AS path FROM node n'",
+    );
+    let error = world.db.refusal(&format!("SELECT fanout.related('{sync}', 'node')"));
+    assert_eq!(error.code, "22023");
+    assert!(error.message.contains("is the source of the sync itself"), "{error:?}");
+    world.db.exec("ROLLBACK; BEGIN");
+    let sync = world.index_table(
+        "node",
+        engine,
+        ", document => 'SELECT n.id, n.name, (WITH RECURSIVE up(id, parent, name, depth) AS (
+                SELECT id, parent, name, 0 FROM node WHERE id = n.id
+                UNION ALL SELECT p.id, p.parent, p.name, up.depth + 1 FROM node p JOIN up ON p.id = up.parent)
+            SELECT string_agg(name, '' > '' ORDER BY depth DESC) FROM up) AS path FROM node n'",
+    );
+    world.db.exec(&format!(
+        "SELECT fanout.related('{sync}', 'node', columns => '{{id}}', keys => 'WITH RECURSIVE down(id) AS (
+             SELECT id FROM changed UNION SELECT n.id FROM node n JOIN down ON n.parent = down.id) SELECT id FROM down')"
+    ));
+    world.db.exec("COMMIT");
+    assert_in_step(world, &sync);
+    world.db.exec("UPDATE node SET name = 'top' WHERE id = 1; UPDATE node SET parent = 2 WHERE id = 40");
+    assert_in_step(world, &sync);
+    world.db.exec("UPDATE node SET name = 'moved' WHERE id = 2");
+    assert_in_step(world, &sync);
+}
+
+fn a_relation_that_is_declared_later_misses_nothing(world: &mut World, engine: &Engine) {
+    shop(world, 30);
+    let sync = world.index_table("product", engine, &format!(", {}", PRODUCT.replace("''", "'")));
+    world.wait(&sync);
+    // Nobody captures this.
+    world.db.exec("UPDATE category SET name = 'unseen'");
+    relate(world, &sync);
+    assert_in_step(world, &sync);
+    world.db.exec("UPDATE category SET name = 'seen'");
+    assert_in_step(world, &sync);
+    let error = world.db.refusal(&format!("SELECT fanout.related('{sync}', 'category')"));
+    assert_eq!(error.code, "42710", "{error:?}");
+    assert_eq!(world.db.value(&format!("SELECT fanout.drop_related('{sync}', 'category')")), "1");
+    assert_eq!(
+        world
+            .db
+            .value("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'category'::regclass AND tgname LIKE 'fanout%'"),
+        "0"
+    );
+    // A type of a captured column changes: what is pending of the old type says nothing.
+    world.db.exec(
+        "ALTER TABLE price DROP CONSTRAINT price_variant_id_fkey; ALTER TABLE price ALTER variant_id TYPE bigint",
+    );
+    world.db.exec("UPDATE price SET amount = amount + 1 WHERE variant_id = 3");
+    assert_in_step(world, &sync);
+}
+
+fn two_rows_for_a_key_are_a_dead_letter(world: &mut World, engine: &Engine) {
+    shop(world, 20);
+    world.db.exec("BEGIN");
+    let sync = world.index_table(
+        "product",
+        engine,
+        ", document => 'SELECT p.id, p.name, s.quantity FROM product p LEFT JOIN variant v ON v.product_id = p.id
+            LEFT JOIN stock s ON s.variant_id = v.id WHERE v.id IS NULL OR v.id < 20 OR v.id = 38'",
+    );
+    relate(world, &sync);
+    world.db.exec("COMMIT");
+    world.wait(&sync);
+    let row = &world.db.rows("SELECT id, reason FROM fanout.dead_letters")[..];
+    assert_eq!(row.len(), 1, "{row:?}");
+    assert_eq!(row[0][0].as_deref(), Some("18"));
+    assert!(row[0][1].as_deref().unwrap_or_default().contains("yields two rows for one key"), "{row:?}");
+    world.db.exec("DELETE FROM variant WHERE id = 38");
+    assert_in_step(world, &sync);
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters"), "0");
+}
+
+#[test]
+fn a_cache_of_a_query_follows_its_template_column() {
+    let mut world = World::new("cache_of_a_query");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE author (id int PRIMARY KEY, name text);
+         CREATE TABLE page (id int PRIMARY KEY, site text NOT NULL, author_id int REFERENCES author, body text);
+         INSERT INTO author SELECT i, 'author ' || i FROM generate_series(1, 10) AS i;
+         INSERT INTO page SELECT i, 'site' || i % 3, 1 + i % 10, 'body' FROM generate_series(1, 200) AS i",
+    );
+    let key = format!("{}${{site}}:${{id}}", world.key_prefix("page"));
+    world.db.exec("BEGIN");
+    let sync = world.cache_table_by(
+        "page",
+        &key,
+        ", document => 'SELECT p.id, p.site, json_build_object(''id'', p.id, ''by'', a.name) AS document
+            FROM page p JOIN author a ON a.id = p.author_id'",
+    );
+    relate(world, &sync);
+    world.db.exec("COMMIT");
+    assert_in_step(world, &sync);
+    world
+        .db
+        .exec("UPDATE page SET site = 'elsewhere' WHERE id % 4 = 0; UPDATE author SET name = 'renamed' WHERE id = 3");
+    world.db.exec("UPDATE page SET author_id = NULL WHERE id % 9 = 0; DELETE FROM page WHERE id = 5");
+    assert_in_step(world, &sync);
+}
+
+#[test]
+fn mistakes_in_queries_and_relations_are_told() {
+    let mut world = World::new("document_mistakes");
+    let world = &mut world;
+    shop(world, 5);
+    world.db.exec(
+        "CREATE TEMP TABLE mine (id bigint);
+         CREATE TABLE keyed_by_text (id text PRIMARY KEY);
+         CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM product;
+         CREATE FUNCTION noisy(bigint) RETURNS bigint LANGUAGE sql AS 'SELECT $1'",
+    );
+    let create =
+        |what: &str| format!("SELECT fanout.index_table('product', server => 'search', index => 'never_made', {what})");
+    let cases = [
+        ("document => 'SELEC 1'", "42601", "\"document\" can't be used: syntax error"),
+        ("document => ''", "42601", "\"document\" must be one SELECT statement"),
+        (
+            "document => 'SELECT id, name FROM product; DROP TABLE product'",
+            "42601",
+            "\"document\" must be one SELECT statement",
+        ),
+        ("document => 'DELETE FROM product RETURNING id, name'", "42601", "\"document\" must be one SELECT statement"),
+        (
+            "document => 'WITH x AS (DELETE FROM review RETURNING product_id) SELECT product_id AS id, 1 AS one FROM x'",
+            "0A000",
+            "\"document\" can't be used",
+        ),
+        ("document => 'SELECT id, name FROM products'", "42P01", "relation \"products\" does not exist"),
+        ("document => 'SELECT name FROM product'", "42703", "does not yield column \"id\""),
+        ("document => 'SELECT id::int, name FROM product'", "42804", "yields \"id\" as integer"),
+        ("document => 'SELECT id FROM product'", "22023", "yields the key and nothing else"),
+        ("document => 'SELECT id, name, name FROM product'", "42701", "two columns called \"name\""),
+        ("document => 'SELECT id, random() AS r FROM product'", "42P13", "calls a volatile function"),
+        ("document => 'SELECT id, noisy(id) AS r FROM product'", "42P13", "calls a volatile function"),
+        (
+            "document => 'SELECT id, now() - ''2026-01-01'' AS age FROM product'",
+            "0A000",
+            "depends on the clock: it uses now()",
+        ),
+        (
+            "document => 'SELECT id, name FROM product WHERE current_date > ''2026-01-01'''",
+            "0A000",
+            "it uses current_date",
+        ),
+        ("document => 'SELECT p.id, m.id AS other FROM product p, mine m'", "42P16", "reads temporary table \"mine\""),
+        (
+            "document => 'SELECT id, name FROM product', predicate => 'true'",
+            "22023",
+            "\"predicate\" can't be given together",
+        ),
+        ("predicate => 'price > 3'", "42703", "\"predicate\" can't be used: column \"price\" does not exist"),
+        ("predicate => 'true) OR (true'", "42601", "\"predicate\" can't be used: syntax error"),
+        ("predicate => 'true); DROP TABLE product; SELECT (true'", "42601", "\"predicate\""),
+        ("predicate => 'id'", "42804", "\"predicate\" can't be used: argument of WHERE must be type boolean"),
+        ("predicate => 'id IN (SELECT product_id FROM review)'", "0A000", "\"predicate\" reads another table"),
+        ("predicate => 'random() > 0.5'", "42P13", "\"predicate\" calls a volatile function"),
+        ("columns => '{id, nope}'", "42703", "column \"nope\" named in columns does not exist"),
+        ("columns => '{}'", "22023", "\"columns\" names no column"),
+        ("columns => '{id, NULL}'", "22023", "\"columns\" must not hold NULL"),
+        ("columns => '{id, name}', rename => '{\"name\": \"id\"}'", "42701", "two columns would be the same field"),
+        ("rename => '[]'", "22023", "\"rename\" must be a JSON object"),
+        ("rename => '{\"name\": 3}'", "22023", "\"rename\" must give column \"name\" a name"),
+        ("rename => '{\"name\": \"_id\"}'", "42602", "can't be a field of an index"),
+    ];
+    for (what, sqlstate, message) in cases {
+        let error = world.db.refusal(&create(what));
+        assert_eq!(error.code, sqlstate, "{what}: {error:?}");
+        assert!(error.message.contains(message), "{what}: {error:?}");
+    }
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.sync"), "0");
+    world.db.exec("BEGIN");
+    let index = world.index_name("product");
+    world.db.exec(&format!(
+        "SELECT fanout.index_table('product', server => 'search', index => '{index}',
+             document => 'SELECT p.id, p.name, c.n FROM product p, counted c');
+         SELECT fanout.index_table('brand', server => 'search', index => '{index}_b');
+         COMMIT"
+    ));
+    let relations = [
+        ("'nope', 'brand'", "42704", "sync \"nope\" does not exist"),
+        ("NULL, 'brand'", "22004", "argument \"sync\" must not be NULL"),
+        ("'product', NULL", "22004", "argument \"source\" must not be NULL"),
+        ("'brand', 'product'", "55000", "no other table feeds them"),
+        ("'product', 'counted'", "42809", "it is a materialized view"),
+        ("'product', 'keyed_by_text'", "22023", "no foreign key leads from"),
+        ("'product', 'product'", "22023", "is the source of the sync itself"),
+        ("'product', 'review', columns => '{nope}'", "42703", "column \"nope\" of table \"review\" does not exist"),
+        ("'product', 'review', columns => '{}'", "22023", "\"columns\" names no column"),
+        ("'product', 'review', columns => '{id, stars}'", "22023", "\"columns\" must hold the key of \"product\""),
+        ("'product', 'keyed_by_text', columns => '{id}'", "42804", "but the relation gives text"),
+        ("'product', 'review', keys => 'SELECT 1'", "22023", "\"keys\" needs \"columns\""),
+        ("'product', 'review', columns => '{id}', keys => 'SELECT id FROM change'", "42P01", "\"keys\" can't be used"),
+        (
+            "'product', 'review', columns => '{id}', keys => 'SELECT id, id FROM changed'",
+            "22023",
+            "but yields 2 column(s)",
+        ),
+        (
+            "'product', 'review', columns => '{id}', keys => 'SELECT id::text FROM changed'",
+            "42804",
+            "but the relation gives text",
+        ),
+        (
+            "'product', 'review', columns => '{id}', keys => 'DELETE FROM product RETURNING id'",
+            "42601",
+            "\"keys\" must be one SELECT",
+        ),
+    ];
+    for (what, sqlstate, message) in relations {
+        let error = world.db.refusal(&format!("SELECT fanout.related({what})"));
+        assert_eq!(error.code, sqlstate, "{what}: {error:?}");
+        assert!(error.message.contains(message), "{what}: {error:?}");
+    }
+    let error = world.db.refusal("SELECT fanout.drop_related('product', 'review')");
+    assert_eq!(error.code, "42704", "{error:?}");
+}
