@@ -5,7 +5,7 @@ pub mod set;
 mod transaction;
 mod trigger;
 
-pub use transaction::{has_captured, register, wake_at_commit};
+pub use transaction::{has_captured, mark, register, wake_at_commit};
 
 use crate::journal::format::Layout;
 

@@ -22,7 +22,8 @@ pub fn key_columns(table: &Table) -> Vec<String> {
                  JOIN pg_catalog.pg_am m ON m.oid = c.relam
                  CROSS JOIN LATERAL (
                      SELECT pg_catalog.array_agg(a.attname::text ORDER BY n.place) AS columns,
-                            pg_catalog.bool_and(a.attnotnull) AS complete
+                            -- No column of a materialized view is declared NOT NULL.
+                            pg_catalog.bool_and(a.attnotnull OR $2) AS complete
                      FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS n (number, place)
                      JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = n.number
                      WHERE n.place <= i.indnkeyatts
@@ -31,7 +32,7 @@ pub fn key_columns(table: &Table) -> Vec<String> {
                    AND m.amname = 'btree' AND k.complete
                  ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid",
                 Some(1),
-                &[table.oid.into()],
+                &[table.oid.into(), table.is_refreshed().into()],
             )?;
             if found.is_empty() { Ok(None) } else { found.first().get(1) }
         }))
@@ -42,7 +43,11 @@ pub fn key_columns(table: &Table) -> Vec<String> {
             format!("table \"{}\" has no key that a sync could tell its rows apart by", table.name),
         )
         .detail("There is neither a primary key nor a unique index over columns that are NOT NULL.")
-        .hint(format!("ALTER TABLE {} ADD PRIMARY KEY (…);", table.quoted()))
+        .hint(if table.is_refreshed() {
+            format!("CREATE UNIQUE INDEX ON {} (…);", table.quoted())
+        } else {
+            format!("ALTER TABLE {} ADD PRIMARY KEY (…);", table.quoted())
+        })
         .raise()
     })
 }

@@ -258,6 +258,22 @@ pub fn captured_now(name: &str, relation: Option<i32>) -> Option<Captured> {
     })
 }
 
+/// The syncs that a table is a source of, or a related table, as of now.
+pub fn fed_by(table: pg_sys::Oid) -> Vec<i32> {
+    let mut syncs = Vec::new();
+    for of in [c"sync", c"relation"] {
+        now(of, |row| {
+            if row.get(c"source") == Some(table) {
+                syncs.extend(row.get::<i32>(c"sync_id"));
+            }
+            None::<()>
+        });
+    }
+    syncs.sort_unstable();
+    syncs.dedup();
+    syncs
+}
+
 /// A row of a table of ours.
 struct Row {
     table: pg_sys::Oid,

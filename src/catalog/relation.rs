@@ -42,6 +42,17 @@ fn related(
     }
     let root = Table::get(sync.source);
     let wanted = match (columns, keys) {
+        // A refresh has the whole sync reconciled: which rows changed is not known.
+        (None, None) if table.is_refreshed() => vec![Wanted { columns: Vec::new(), keys: None }],
+        (Some(_), _) | (_, Some(_)) if table.is_refreshed() => failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!(
+                "\"{}\" is a materialized view: a refresh tells no rows, and has the whole sync reconciled",
+                table.name
+            ),
+        )
+        .hint("Leave out columns and keys.")
+        .raise(),
         (None, None) => derived(&sync, &root, &table),
         (None, Some(_)) => failure(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -111,7 +122,7 @@ fn propose_relations(
         }
         let table = Table::get(oid);
         let statement = statement(&sync, &table);
-        let found = paths(&table, &root, &reads);
+        let found = if table.is_refreshed() { Vec::new() } else { paths(&table, &root, &reads) };
         if found.is_empty() {
             rows.push((table.quoted(), None, None, statement));
             continue;
@@ -138,9 +149,9 @@ pub fn warn_of_undeclared(name: &str, reads: &[pg_sys::Oid]) {
     let root = Table::get(sync.source);
     for &oid in reads {
         let table = Table::get(oid);
-        let hint = if !table.has_triggers() {
+        let hint = if !table.has_triggers() && !table.is_refreshed() {
             "Its changes fire no triggers: call fanout.reconcile() after each.".to_owned()
-        } else if paths(&table, &root, reads).is_empty() {
+        } else if !table.is_refreshed() && paths(&table, &root, reads).is_empty() {
             format!(
                 "No foreign key leads from it to the source; say which rows belong to which documents: \
                  fanout.related({}, {}, columns => …, keys => 'SELECT … FROM changed …').",
@@ -297,6 +308,7 @@ const EXACT: &[pg_sys::Oid] = &[
 fn is_direct(sync: &Sync, table: &Table, wanted: &Wanted) -> bool {
     let root = Table::get(sync.source);
     wanted.keys.is_none()
+        && !table.is_refreshed()
         && sync.address_columns == sync.key_columns
         && wanted.columns.iter().zip(&sync.key_columns).all(|(column, key)| {
             let types = (table.column(column).map(|it| it.type_oid), root.column(key).map(|it| it.type_oid));
@@ -345,13 +357,13 @@ fn declare(sync: &Sync, table: &Table, wanted: &Wanted) {
     catalog::changed();
 }
 
-/// True if nobody else has seen the sync yet.
+/// True if nobody else has seen the sync yet. By the transaction's time: in a savepoint its number is another.
 fn made_in_this_transaction(sync: &Sync) -> bool {
     privileged(|| {
         ours(Spi::connect(|client| {
             client
                 .select(
-                    "SELECT xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid FROM fanout.sync WHERE sync_id = $1",
+                    "SELECT created_at OPERATOR(pg_catalog.=) pg_catalog.now() FROM fanout.sync WHERE sync_id = $1",
                     None,
                     &[sync.id.into()],
                 )?

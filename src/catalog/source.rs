@@ -72,11 +72,11 @@ impl Table {
             .hint(hint)
             .raise()
         };
-        let base_tables = "A sync reads an ordinary or a partitioned table; name the table that the rows are in.";
+        let base_tables = "A sync reads an ordinary or a partitioned table, or a materialized view; name the table that the rows are in.";
         match self.kind.as_str() {
-            "r" | "p" => {}
+            // A materialized view has no triggers: it is reconciled when it was refreshed.
+            "r" | "p" | "m" => {}
             "v" => refuse("a view", base_tables),
-            "m" => refuse("a materialized view", base_tables),
             "f" => {
                 refuse("a foreign table", "Its changes happen elsewhere, where no trigger of this database sees them.")
             }
@@ -109,7 +109,7 @@ impl Table {
         // SAFETY: privilege look-ups on the main thread for a relation that the catalog just described.
         let (owns, triggers, selects, rls) = unsafe {
             (
-                self.owned_by(role),
+                self.owned_by(role) || !self.has_triggers(),
                 pg_sys::pg_class_aclcheck(self.oid, role, pg_sys::ACL_TRIGGER as pg_sys::AclMode)
                     == pg_sys::AclResult::ACLCHECK_OK,
                 pg_sys::pg_class_aclcheck(self.oid, role, pg_sys::ACL_SELECT as pg_sys::AclMode)
@@ -139,6 +139,11 @@ impl Table {
             .hint("Make the sync as a role that policies don't apply to: the table's owner (unless FORCE ROW LEVEL SECURITY) or a role with BYPASSRLS.")
             .raise();
         }
+    }
+
+    /// True for a materialized view.
+    pub fn is_refreshed(&self) -> bool {
+        self.kind == "m"
     }
 
     /// Whether changes of its rows fire triggers.

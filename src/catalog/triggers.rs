@@ -29,6 +29,9 @@ fn run(commands: &[String]) {
 /// The TRUNCATE trigger of a partitioned table fires for TRUNCATE of the table as a whole, not of a partition by its
 /// own name: PostgreSQL doesn't clone statement triggers.
 pub fn create(table: &Table, sync: &str, relation: Option<i32>) {
+    if !table.has_triggers() {
+        return;
+    }
     let (row, truncate) = trigger_names(sync, relation);
     let existing = existing(table.oid, sync, relation);
     let arguments = relation
@@ -67,6 +70,9 @@ pub fn create(table: &Table, sync: &str, relation: Option<i32>) {
 
 /// Drops every trigger on `table` that captures for the sync, or for the relation of it, those put there by hand too.
 pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
+    if !table.has_triggers() {
+        return;
+    }
     let name = table.quoted();
     let commands: Vec<String> = existing(table.oid, sync, relation)
         .iter()

@@ -868,7 +868,7 @@ fn resolve(runner: &mut Runner) -> bool {
         let source = Source::resolve(&sync)?;
         acting_for(&sync, || {
             let plans = Plans::prepare(&source);
-            let related = sync.relations.iter().filter(|relation| !relation.direct);
+            let related = sync.relations.iter().filter(|relation| !relation.direct && !relation.columns.is_empty());
             let related = related.map(|relation| Ok((relation.id, Related::prepare(&sync, &source, relation)?)));
             let related = related.collect::<Result<_, Unreadable>>()?;
             Ok::<_, Unreadable>((source, plans, related))

@@ -4,6 +4,8 @@
 //!   writer does: a deadlock that the writer may lose. So the captured tables are locked first.
 //! * DROP DATABASE, ALTER DATABASE … RENAME or SET TABLESPACE, and CREATE DATABASE … TEMPLATE need the database empty of
 //!   other sessions: its worker is sent away and kept away until the transaction ends.
+//!
+//! And one that changes rows without any trigger: REFRESH MATERIALIZED VIEW has the syncs of the view reconciled.
 
 use super::shared::{self, Database, WorkerState};
 use crate::catalog::acting::privileged;
@@ -63,7 +65,10 @@ unsafe extern "C-unwind" fn on_utility(
 ) {
     // SAFETY: called by the traffic cop with valid arguments, which are handed on as they are.
     unsafe {
-        prepare((*statement).utilityStmt);
+        let node = (*statement).utilityStmt;
+        prepare(node);
+        // What the name says is looked up before: afterwards the statement's tree may be gone.
+        let refreshed = refreshed(node);
         match PREVIOUS {
             Some(next) => next(statement, query, read_only, context, parameters, environment, destination, completion),
             None => pg_sys::standard_ProcessUtility(
@@ -77,6 +82,23 @@ unsafe extern "C-unwind" fn on_utility(
                 completion,
             ),
         }
+        if let Some(view) = refreshed {
+            crate::catalog::fed_by(view).into_iter().for_each(crate::capture::mark);
+        }
+    }
+}
+
+/// The materialized view that the statement refreshes.
+unsafe fn refreshed(node: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
+    // SAFETY: a node's tag says which struct it is; the look-up answers InvalidOid for what is missing.
+    unsafe {
+        if (*node).type_ != pg_sys::NodeTag::T_RefreshMatViewStmt {
+            return None;
+        }
+        let view = (*node.cast::<pg_sys::RefreshMatViewStmt>()).relation;
+        let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+        let oid = pg_sys::RangeVarGetRelidExtended(view, pg_sys::NoLock as i32, missing_ok, None, std::ptr::null_mut());
+        (oid != pg_sys::InvalidOid).then_some(oid)
     }
 }
 

@@ -11,6 +11,7 @@ on_each_engine!(
     a_tree_is_followed_by_a_recursive_query,
     a_relation_that_is_declared_later_misses_nothing,
     two_rows_for_a_key_are_a_dead_letter,
+    a_materialized_view_is_followed_by_its_refreshes,
 );
 
 /// Seven tables that feed the documents of `product`, with rows in all.
@@ -321,6 +322,41 @@ fn two_rows_for_a_key_are_a_dead_letter(world: &mut World, engine: &Engine) {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters"), "0");
 }
 
+fn a_materialized_view_is_followed_by_its_refreshes(world: &mut World, engine: &Engine) {
+    crate::tables::products(world, 100);
+    world.db.exec(
+        "CREATE MATERIALIZED VIEW size AS SELECT (attributes->>'size')::int AS size, count(*) AS products FROM product GROUP BY 1;
+         CREATE TABLE label (size int PRIMARY KEY, label text);
+         INSERT INTO label SELECT i, 'size ' || i FROM generate_series(0, 60) AS i",
+    );
+    let refusal = world.db.refusal(&format!("SELECT fanout.index_table('size', server => '{}')", engine.server));
+    assert!(refusal.hint.contains("CREATE UNIQUE INDEX"), "{refusal:?}");
+    world.db.exec("CREATE UNIQUE INDEX ON size (size)");
+    let sync = world.index_table("size", engine, "");
+    world.db.exec("BEGIN");
+    let labels = world.index_table(
+        "label",
+        engine,
+        ", document => 'SELECT l.size, l.label, s.products FROM label l LEFT JOIN size s USING (size)'",
+    );
+    world.db.exec(&format!("SELECT fanout.related('{labels}', 'size'); COMMIT"));
+    assert_in_step(world, &sync);
+    assert_in_step(world, &labels);
+    world
+        .db
+        .exec("DELETE FROM product WHERE id % 50 = 7; UPDATE product SET attributes = '{\"size\": 55}' WHERE id < 20");
+    world.db.exec("REFRESH MATERIALIZED VIEW size");
+    assert_in_step(world, &sync);
+    assert_in_step(world, &labels);
+    world.db.exec("DELETE FROM product WHERE id % 7 = 0");
+    world.db.exec("REFRESH MATERIALIZED VIEW CONCURRENTLY size");
+    assert_in_step(world, &sync);
+    assert_in_step(world, &labels);
+    world.db.exec("DELETE FROM product WHERE id % 3 = 0; BEGIN; REFRESH MATERIALIZED VIEW size; ROLLBACK");
+    assert_in_step(world, &sync);
+    world.db.exec(&format!("SELECT fanout.drop_sync('{labels}')"));
+}
+
 #[test]
 fn a_cache_of_a_query_follows_its_template_column() {
     let mut world = World::new("cache_of_a_query");
@@ -358,6 +394,7 @@ fn mistakes_in_queries_and_relations_are_told() {
         "CREATE TEMP TABLE mine (id bigint);
          CREATE TABLE keyed_by_text (id text PRIMARY KEY);
          CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM product;
+         CREATE VIEW seen AS SELECT * FROM product;
          CREATE FUNCTION noisy(bigint) RETURNS bigint LANGUAGE sql AS 'SELECT $1'",
     );
     let create =
@@ -432,7 +469,8 @@ fn mistakes_in_queries_and_relations_are_told() {
         ("NULL, 'brand'", "22004", "argument \"sync\" must not be NULL"),
         ("'product', NULL", "22004", "argument \"source\" must not be NULL"),
         ("'brand', 'product'", "55000", "no other table feeds them"),
-        ("'product', 'counted'", "42809", "it is a materialized view"),
+        ("'product', 'seen'", "42809", "it is a view"),
+        ("'product', 'counted', columns => '{n}'", "22023", "is a materialized view"),
         ("'product', 'keyed_by_text'", "22023", "no foreign key leads from"),
         ("'product', 'product'", "22023", "is the source of the sync itself"),
         ("'product', 'review', columns => '{nope}'", "42703", "column \"nope\" of table \"review\" does not exist"),
