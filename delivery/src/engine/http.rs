@@ -1,24 +1,23 @@
 //! One HTTP request, one attempt; what can go wrong, classified.
 
 use std::error::Error as StdError;
-use std::io::Read;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::Method;
-use reqwest::blocking::Client;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Client, Method, Response};
 use serde::Deserialize;
+use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use crate::config::{Auth, EngineConfig, Flavor};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A reply is not read past this: a backend must not run out of memory because of one.
-const MAX_REPLY_BYTES: u64 = 512 << 20;
+const MAX_REPLY_BYTES: usize = 512 << 20;
 
 /// Connections that are not used for so long are closed: firewalls forget them silently after some minutes.
 const IDLE: Duration = Duration::from_secs(55);
@@ -34,9 +33,13 @@ pub(super) fn segment(name: &str) -> String {
 pub(super) const JSON: &str = "application/json";
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
+/// A client whose connections live on the thread that asks: a runtime of another thread would cost two switches of context a
+/// request. It may be used from several threads, which then take turns.
 #[derive(Debug)]
 pub(super) struct Http {
     client: Client,
+    /// Taken when dropped.
+    runtime: Option<Runtime>,
     /// Without a slash at the end.
     nodes: Vec<String>,
     /// The node that is in use: the next one is tried when it can't be reached.
@@ -119,8 +122,13 @@ impl Http {
         let client = builder
             .build()
             .map_err(|error| bad_tls("the HTTP client can't be set up").with_source(error.without_url()))?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| bad_tls("the HTTP client can't be set up").with_source(error))?;
         Ok(Http {
             client,
+            runtime: Some(runtime),
             nodes: config.urls.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect(),
             current: AtomicUsize::new(0),
             authorization: authorization(&config.auth)?,
@@ -180,24 +188,19 @@ impl Http {
         if let Some(timeout) = request.timeout {
             builder = builder.timeout(timeout);
         }
-        let response = builder.headers(headers).send().map_err(|error| failure(error, &shown))?;
-        let status = response.status().as_u16();
-        let version_header = self.note_flavor(response.headers());
-        let mut body = Vec::with_capacity(response.content_length().map_or(0, |length| length.min(1 << 20) as usize));
-        let mut limited = response.take(MAX_REPLY_BYTES + 1);
-        limited.read_to_end(&mut body).map_err(|error| {
-            let timed_out = error.kind() == std::io::ErrorKind::TimedOut
-                || error
-                    .get_ref()
-                    .and_then(|inner| inner.downcast_ref::<reqwest::Error>())
-                    .is_some_and(|e| e.is_timeout());
-            let kind = if timed_out { ErrorKind::Timeout } else { ErrorKind::ConnectionLost };
-            Error::new(kind, format!("the reply of {shown} broke off")).with_source(error)
-        })?;
-        if body.len() as u64 > MAX_REPLY_BYTES {
-            return Err(Error::new(ErrorKind::Protocol, format!("the reply of {shown} is too large")));
-        }
-        Ok(Reply { status, version_header, body })
+        let Some(runtime) = &self.runtime else { return Err(bad_tls("the HTTP client was closed")) };
+        runtime.block_on(async {
+            // What happened to idle connections since the last request is looked at first: one that the engine closed must
+            // not be taken for this one.
+            for _ in 0..2 {
+                tokio::task::yield_now().await;
+            }
+            let response = builder.headers(headers).send().await.map_err(|error| failure(error, &shown))?;
+            let status = response.status().as_u16();
+            let version_header = self.note_flavor(response.headers());
+            let body = read(response, &shown).await?;
+            Ok(Reply { status, version_header, body })
+        })
     }
 
     /// Both engines name themselves in every reply, refusals too: Elasticsearch since 7.14, OpenSearch since 3.x.
@@ -213,6 +216,31 @@ impl Http {
         let text = headers.get("x-opensearch-version")?.to_str().ok()?;
         let _ = self.flavor.set(Flavor::OpenSearch);
         text.strip_prefix("OpenSearch/")?.split(' ').next().map(str::to_owned)
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Not waiting for a name server that does not answer.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The body of a reply, up to the bound.
+async fn read(mut response: Response, node: &str) -> Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(response.content_length().map_or(0, |length| length.min(1 << 20) as usize));
+    loop {
+        let chunk = response.chunk().await.map_err(|error| {
+            let kind = if error.is_timeout() { ErrorKind::Timeout } else { ErrorKind::ConnectionLost };
+            Error::new(kind, format!("the reply of {node} broke off")).with_source(error.without_url())
+        })?;
+        let Some(chunk) = chunk else { return Ok(body) };
+        if body.len() + chunk.len() > MAX_REPLY_BYTES {
+            return Err(Error::new(ErrorKind::Protocol, format!("the reply of {node} is too large")));
+        }
+        body.extend_from_slice(&chunk);
     }
 }
 

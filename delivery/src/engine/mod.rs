@@ -108,7 +108,7 @@ pub struct SearchResponse {
     pub pit_id: Option<String>,
 }
 
-/// A client. Cheap to clone, may be used from several threads.
+/// A client. Cheap to clone; threads that use one together take turns.
 #[derive(Debug, Clone)]
 pub struct Engine {
     http: Arc<Http>,
@@ -125,6 +125,11 @@ impl Engine {
     /// credentials can't be used.
     pub fn new(config: &EngineConfig) -> Result<Engine> {
         Ok(Engine { http: Arc::new(Http::new(config)?), checks: Arc::default() })
+    }
+
+    /// A client with connections of its own for another thread, which shares what is known of indices.
+    pub fn for_another_thread(&self, config: &EngineConfig) -> Result<Engine> {
+        Ok(Engine { http: Arc::new(Http::new(config)?), checks: Arc::clone(&self.checks) })
     }
 
     /// Asks who is there. Works with narrow rights: then less is known, but an answer proves that the engine is up and

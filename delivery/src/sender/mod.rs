@@ -316,10 +316,10 @@ impl Shared {
     fn target(&self) -> Result<Target> {
         match &self.server {
             ServerConfig::Engine(config) => {
-                // Built here and not in `start`: the client's own thread must inherit our signal mask.
+                // Built here and not in `start`: each thread has connections of its own.
                 let mut shared = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
                 let engine = match &*shared {
-                    Some(engine) => engine.clone(),
+                    Some(engine) => engine.for_another_thread(config)?,
                     None => shared.insert(Engine::new(config)?).clone(),
                 };
                 Ok(Target::Engine(engine))
