@@ -4,6 +4,7 @@ use crate::database::{Refusal, Session};
 use crate::engine::Engine;
 use crate::environment::variable;
 use crate::keyspace::Keyspace;
+use serde_json::{Value, json};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Tests that stop servers must not run beside others.
@@ -148,6 +149,22 @@ impl World {
     /// As [`World::wait`], with another timeout and the error if there is one.
     pub fn try_wait(&mut self, sync: &str, timeout: &str) -> Result<(), Refusal> {
         self.db.try_exec(&format!("SELECT fanout.wait('{sync}', '{timeout}')"))
+    }
+
+    /// A document of this test's index for a table. It has to be there.
+    pub fn document(&self, engine: &Engine, table: &str, id: &str) -> Value {
+        let document = engine.document(&self.index_name(table), id);
+        document.unwrap_or_else(|| panic!("there is no document {id} of \"{table}\""))
+    }
+
+    /// The ids of the documents of this test's index for a table that a query finds, in order.
+    pub fn hits(&self, engine: &Engine, table: &str, query: &Value) -> Vec<String> {
+        let body = json!({"size": 1000, "_source": false, "query": query});
+        let found = engine.ask("POST", &format!("/{}/_search", self.index_name(table)), Some(body));
+        let id = |hit: &Value| hit["_id"].as_str().unwrap_or_default().to_owned();
+        let mut ids: Vec<String> = found["hits"]["hits"].as_array().into_iter().flatten().map(id).collect();
+        ids.sort();
+        ids
     }
 
     /// A column of `fanout.status`; NULL is `NULL`.

@@ -43,15 +43,11 @@ fn index_table(
     rename: default!(Option<JsonB>, "NULL"),
     predicate: default!(Option<String>, "NULL"),
     document: default!(Option<String>, "NULL"),
+    types: default!(Option<JsonB>, "NULL"),
 ) -> String {
     let wanted = wanted(Kind::Index, source, server, name);
     let mut options = Map::new();
-    if let Some(mapping) = mapping {
-        options.insert("mapping".to_owned(), Value::Object(mapping_properties(mapping.0)));
-    }
-    if let Some(settings) = settings {
-        options.insert("settings".to_owned(), Value::Object(json_object("settings", settings.0)));
-    }
+    catalog::mapping::declare(&mut options, mapping, settings, types);
     options.insert("on_reject".to_owned(), json!(one_of("on_reject", on_reject, &["keep", "delete"])));
     if let Some(index) = &index
         && let Err(refusal) = check_index_name(index)
@@ -68,7 +64,9 @@ fn index_table(
         let any = options.get("document_column") == Some(&Value::Bool(true));
         options.insert("search_fields".to_owned(), json!(check_search_fields(&fields, any, searched)));
     }
-    let name = record(wanted, &table, target, key.clone(), key, Value::Object(options));
+    let options = Value::Object(options);
+    catalog::mapping::check_field_count(&table.name, &fields, &options);
+    let name = record(wanted, &table, target, key.clone(), key, options);
     relation::warn_of_undeclared(&name, &reads);
     name
 }
@@ -174,38 +172,6 @@ fn default_index(table: &Table) -> String {
         .hint("Name it: index => '…'.")
         .raise(),
     }
-}
-
-fn json_object(argument: &str, value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(object) => object,
-        _ => failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("\"{argument}\" must be a JSON object"))
-            .raise(),
-    }
-}
-
-/// The user's mapping: one object for each field. Whoever pastes a whole mapping is told what is expected.
-fn mapping_properties(value: Value) -> Map<String, Value> {
-    let properties = json_object("mapping", value);
-    if let Some((field, _)) = properties.iter().find(|(_, definition)| !definition.is_object()) {
-        failure(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("\"mapping\" must have a JSON object for each field: \"{field}\" has none"),
-        )
-        .hint("For example '{\"title\": {\"type\": \"text\", \"analyzer\": \"english\"}}'.")
-        .raise();
-    }
-    for wrapper in ["properties", "mappings"] {
-        if properties.len() == 1 && properties.get(wrapper).is_some_and(|inner| inner.get("type").is_none()) {
-            failure(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("\"mapping\" must hold the fields themselves, not \"{wrapper}\""),
-            )
-            .hint("For example '{\"title\": {\"type\": \"text\", \"analyzer\": \"english\"}}'.")
-            .raise();
-        }
-    }
-    properties
 }
 
 fn check_fields(fields: &[Column]) {

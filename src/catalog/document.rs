@@ -285,19 +285,27 @@ pub fn tables(reads: &[pg_sys::Oid]) -> Vec<pg_sys::Oid> {
     rows.into_iter().map(|(oid, ..)| oid).collect()
 }
 
-/// The columns that a sync's documents have as fields of known types: not those of type json that a query yields, which may
-/// hold objects, lists or values. Within a transaction.
-pub fn columns(sync: &Sync, table: &Table) -> Vec<Column> {
+/// What a sync's documents are made of: each field, and the column that it comes from. Within a transaction.
+pub fn fields(sync: &Sync, table: &Table) -> Vec<(String, Column)> {
+    let same = |column: Column| (column.name.clone(), column);
     if let Some(document) = sync.document_query() {
-        let yields = acting_for(sync, || query::describe(document, &[])).columns;
-        return yields.into_iter().filter(|column| !is_json(column)).collect();
+        return acting_for(sync, || query::describe(document, &[])).columns.into_iter().map(same).collect();
     }
-    let Some(fields) = sync.options["fields"].as_object() else { return table.columns.clone() };
-    let field = |(name, column): (&String, &Value)| {
-        let column = table.column(column.as_str()?)?;
-        Some(Column { name: name.clone(), ..column.clone() })
+    let Some(fields) = sync.options["fields"].as_object() else {
+        return table.columns.iter().cloned().map(same).collect();
     };
+    let field = |(name, column): (&String, &Value)| Some((name.clone(), table.column(column.as_str()?)?.clone()));
     fields.iter().filter_map(field).collect()
+}
+
+/// The columns that a sync's documents have as fields of known types, by the fields' names: not those of type json that a query
+/// yields, which may hold objects, lists or values. Within a transaction.
+pub fn columns(sync: &Sync, table: &Table) -> Vec<Column> {
+    if sync.options["document_column"] == Value::Bool(true) {
+        return Vec::new();
+    }
+    let known = |(_, column): &(String, Column)| sync.document_query().is_none() || !is_json(column);
+    fields(sync, table).into_iter().filter(known).map(|(name, column)| Column { name, ..column }).collect()
 }
 
 /// The tables that a sync's query reads beside its source. Within a transaction.

@@ -2,7 +2,7 @@
 
 use super::statements::{self, Condition, Statements};
 use crate::capture::image::{self, Storage};
-use crate::catalog::Sync;
+use crate::catalog::{self, Sync};
 use crate::journal::format::Layout;
 use crate::server::quoted;
 use pgrx::pg_sys;
@@ -112,7 +112,7 @@ impl Source {
                     key_arrays.push(array);
                 }
             }
-            let statements = statements::of(sync, &schema, &table, &conditions);
+            let statements = statements::of(sync, &schema, &table, &conditions, &catalog::mapping::document);
             Ok(Self {
                 layout: image::layout(storages.iter().copied()),
                 storages,

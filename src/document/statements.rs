@@ -28,8 +28,15 @@ pub struct Statements {
     pub table: (String, String),
 }
 
-/// The statements of a sync whose source is that table.
-pub fn of(sync: &Sync, schema: &str, table: &str, key: &[Condition]) -> Statements {
+/// The statements of a sync whose source is that table. `document` gives the expression for the document of a row, by what
+/// the row is called in FROM.
+pub fn of(
+    sync: &Sync,
+    schema: &str,
+    table: &str,
+    key: &[Condition],
+    document: &dyn Fn(&Sync, &str) -> String,
+) -> Statements {
     let alias = quoted(table);
     let table = format!("{}.{alias} AS {alias}", quoted(schema));
     let address = |alias: &str| -> String {
@@ -41,15 +48,11 @@ pub fn of(sync: &Sync, schema: &str, table: &str, key: &[Condition]) -> Statemen
     let addresses_by_block = format!("SELECT {}, NULL::pg_catalog.json {blocks}", address(&alias));
     let (by_key, by_block) = match sync.document_query() {
         Some(query) => {
-            let document = match sync.options["document_column"].as_bool() {
-                Some(true) => "pg_catalog.to_json(__fanout_q.\"document\")",
-                _ => "pg_catalog.row_to_json(__fanout_q.*)",
-            };
-            let select = format!("SELECT {}, {document}", address("__fanout_q"));
+            let select = format!("SELECT {}, {}", address("__fanout_q"), document(sync, "__fanout_q"));
             (by_key(&select, &query_by_key(query, key), "__fanout_q", key, None), None)
         }
         None => {
-            let select = format!("SELECT {}, {}", address(&alias), row(sync, &alias));
+            let select = format!("SELECT {}, {}", address(&alias), document(sync, &alias));
             let predicate = sync.options["predicate"].as_str();
             let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
             (by_key(&select, &table, &alias, key, predicate), Some(format!("{select} {blocks}{confined}")))
@@ -62,18 +65,6 @@ pub fn of(sync: &Sync, schema: &str, table: &str, key: &[Condition]) -> Statemen
         addresses_by_block: c(addresses_by_block),
         table: (table, alias),
     }
-}
-
-/// A row of the table as a document: all columns, or those chosen, under their names or others.
-fn row(sync: &Sync, alias: &str) -> String {
-    let Some(fields) = sync.options["fields"].as_object() else {
-        return format!("pg_catalog.row_to_json({alias}.*)");
-    };
-    let fields: Vec<String> = fields
-        .iter()
-        .map(|(field, column)| format!("{alias}.{} AS {}", quoted(column.as_str().unwrap_or_default()), quoted(field)))
-        .collect();
-    format!("(SELECT pg_catalog.row_to_json(__fanout_d.*) FROM (SELECT {}) AS __fanout_d)", fields.join(", "))
 }
 
 /// One key column: an array to look into. Several: each row of the arrays joined.

@@ -22,5 +22,6 @@ mod savepoints;
 mod search;
 mod statements;
 mod tables;
+mod types;
 mod values;
 mod writers;
