@@ -1,6 +1,7 @@
 //! Reading rows as documents, through SPI.
 //!
-//! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made.
+//! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made,
+//! straight from the executor.
 
 use super::source::{Source, Unreadable};
 use crate::capture::image::{self, Storage};
@@ -81,7 +82,8 @@ impl Plans {
         }
     }
 
-    /// Reads the rows at these addresses and calls `visit` with each row's own address and its document.
+    /// Reads the rows at these addresses and calls `visit` with each row's own address and its document, until it says that it
+    /// wants no more.
     ///
     /// A row may come whose address is not among those asked for (equal to an operator, not in its bytes): the caller
     /// compares. Gives the slots whose address is not of the source's layout: nothing was asked for them.
@@ -89,13 +91,11 @@ impl Plans {
         &self,
         source: &Source,
         addresses: &[(u32, &[u8])],
-        mut visit: impl FnMut(&[u8], &[u8]),
+        mut visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Vec<u32> {
-        let (mut arrays, malformed) = arrays(addresses, &source.storages, source.keys, false);
-        execute(&self.by_key, &mut arrays, source, |address, document| {
-            if let Some(document) = document {
-                visit(address, document);
-            }
+        let (arrays, malformed) = arrays(addresses, &source.storages, source.keys, false);
+        execute(&self.by_key, &arrays, &source.key_arrays, source, &mut |address, document| {
+            document.is_none_or(|document| visit(address, document))
         });
         malformed
     }
@@ -105,8 +105,9 @@ impl Plans {
         let Some(by_block) = &self.by_block else {
             // A query makes the documents: of the rows in these blocks, by their keys.
             let mut addresses: Vec<Vec<u8>> = Vec::new();
-            let rows = execute_on_blocks(&self.addresses_by_block, source, from, to, |address, _| {
+            let rows = execute_on_blocks(&self.addresses_by_block, source, from, to, &mut |address, _| {
                 addresses.push(address.to_vec());
+                true
             });
             addresses.sort_unstable();
             addresses.dedup();
@@ -117,19 +118,24 @@ impl Plans {
                     twice();
                 }
                 visit(address, document);
+                true
             });
             return rows;
         };
-        execute_on_blocks(by_block, source, from, to, |address, document| {
+        execute_on_blocks(by_block, source, from, to, &mut |address, document| {
             if let Some(document) = document {
                 visit(address, document);
             }
+            true
         })
     }
 
     /// Reads only the addresses of the rows in one block.
     pub fn read_addresses(&self, source: &Source, block: u32, mut visit: impl FnMut(&[u8])) -> usize {
-        execute_on_blocks(&self.addresses_by_block, source, block, block + 1, |address, _| visit(address))
+        execute_on_blocks(&self.addresses_by_block, source, block, block + 1, &mut |address, _| {
+            visit(address);
+            true
+        })
     }
 }
 
@@ -137,6 +143,7 @@ impl Plans {
 pub struct Related {
     plan: Plan,
     storages: Vec<Storage>,
+    arrays: Vec<pg_sys::Oid>,
     /// Layout of the changed rows' columns.
     pub layout: Layout,
 }
@@ -167,25 +174,20 @@ impl Related {
             &relation.columns,
             relation.keys.as_deref(),
         );
-        Ok(Self { plan: Plan::prepare(&sql, &types), layout: image::layout(storages.iter().copied()), storages })
+        let plan = Plan::prepare(&sql, &types);
+        Ok(Self { plan, layout: image::layout(storages.iter().copied()), storages, arrays: types })
     }
 
-    /// Reads the addresses of the rows whose documents the changed rows belong to, up to `limit` of them.
+    /// Reads the addresses of the rows whose documents the changed rows belong to, until `visit` wants no more.
     ///
-    /// None if a changed row is not of the relation's layout.
-    pub fn read(
-        &self,
-        source: &Source,
-        changed: &[&[u8]],
-        limit: usize,
-        mut visit: impl FnMut(&[u8]),
-    ) -> Option<usize> {
+    /// False if a changed row is not of the relation's layout.
+    pub fn read(&self, source: &Source, changed: &[&[u8]], mut visit: impl FnMut(&[u8]) -> bool) -> bool {
         let asked: Vec<(u32, &[u8])> = changed.iter().map(|address| (0, *address)).collect();
-        let (mut arrays, malformed) = arrays(&asked, &self.storages, self.storages.len(), true);
-        if !malformed.is_empty() {
-            return None;
+        let (arrays, malformed) = arrays(&asked, &self.storages, self.storages.len(), true);
+        if malformed.is_empty() {
+            execute(&self.plan, &arrays, &self.arrays, source, &mut |address, _| visit(address));
         }
-        Some(execute_up_to(&self.plan, &mut arrays, source, limit, |address, _| visit(address)))
+        malformed.is_empty()
     }
 }
 
@@ -259,70 +261,116 @@ fn execute_on_blocks(
     source: &Source,
     from: u32,
     to: u32,
-    visit: impl FnMut(&[u8], Option<&[u8]>),
+    visit: &mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
 ) -> usize {
     let mut bounds = [from, to].map(|block| {
         let mut tid = Box::new(pg_sys::ItemPointerData::default());
         pgrx::itemptr::item_pointer_set_all(&mut tid, block, 0);
         tid
     });
-    let mut arguments = [pg_sys::Datum::from(&raw mut *bounds[0]), pg_sys::Datum::from(&raw mut *bounds[1])];
-    execute(plan, &mut arguments, source, visit)
+    let arguments = [pg_sys::Datum::from(&raw mut *bounds[0]), pg_sys::Datum::from(&raw mut *bounds[1])];
+    execute(plan, &arguments, &[pg_sys::TIDOID, pg_sys::TIDOID], source, visit)
 }
 
+/// Takes rows from the executor, one at a time: rows may be of any size, and no two are held at once.
+#[repr(C)]
+struct Receiver<'a> {
+    base: pg_sys::DestReceiver,
+    source: &'a Source,
+    visit: &'a mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
+    address: Vec<u8>,
+    rows: usize,
+    /// Emptied after each row.
+    context: pg_sys::MemoryContext,
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver: *mut pg_sys::DestReceiver) -> bool {
+    // SAFETY: `receiver` is the Receiver that execute() passed, and nobody else uses it during the execution; the slot has the
+    // address columns and then a json value, valid for this call; what is allocated is of no use after it.
+    unsafe {
+        let receiver = &mut *receiver.cast::<Receiver>();
+        let before = pg_sys::MemoryContextSwitchTo(receiver.context);
+        let storages = &receiver.source.storages;
+        pg_sys::slot_getallattrs(slot);
+        let value = |column: usize| (*(*slot).tts_values.add(column), *(*slot).tts_isnull.add(column));
+        receiver.address.clear();
+        for (column, &storage) in storages.iter().enumerate() {
+            let (datum, null) = value(column);
+            image::put_datum(&mut receiver.address, storage, datum, null);
+        }
+        let (datum, null) = value(storages.len());
+        let document = (!null).then(|| {
+            let json = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            std::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(json).cast::<u8>(),
+                pgrx::varlena::varsize_any_exhdr(json),
+            )
+        });
+        receiver.rows += 1;
+        let more = (receiver.visit)(&receiver.address, document);
+        pg_sys::MemoryContextSwitchTo(before);
+        pg_sys::MemoryContextReset(receiver.context);
+        more
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn start_up(_self: *mut pg_sys::DestReceiver, _operation: i32, _rows: pg_sys::TupleDesc) {}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn nothing(_self: *mut pg_sys::DestReceiver) {}
+
+/// Runs a plan and visits its rows until `visit` says that it wants no more. Gives how many it has seen.
 fn execute(
     plan: &Plan,
-    arguments: &mut [pg_sys::Datum],
+    arguments: &[pg_sys::Datum],
+    types: &[pg_sys::Oid],
     source: &Source,
-    visit: impl FnMut(&[u8], Option<&[u8]>),
-) -> usize {
-    execute_up_to(plan, arguments, source, 0, visit)
-}
-
-/// Runs a plan and visits its rows: at most `limit`, or all if that is 0.
-fn execute_up_to(
-    plan: &Plan,
-    arguments: &mut [pg_sys::Datum],
-    source: &Source,
-    limit: usize,
-    mut visit: impl FnMut(&[u8], Option<&[u8]>),
+    visit: &mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
 ) -> usize {
     let _session = Session::open();
-    // SAFETY: the plan was prepared with as many parameters; the tuple table lives until the session ends, and each
-    // tuple has the address columns and then a json value.
+    // SAFETY: the plan was prepared with parameters of these types. The receiver outlives the execution. Its context goes with
+    // that of the session.
     unsafe {
-        let result = pg_sys::SPI_execute_plan(plan.0, arguments.as_mut_ptr(), std::ptr::null(), true, limit as i64);
+        let parameters = pg_sys::makeParamList(arguments.len() as i32);
+        let places = (*parameters).params.as_mut_ptr();
+        for (number, (&value, &ptype)) in arguments.iter().zip(types).enumerate() {
+            let pflags = pg_sys::PARAM_FLAG_CONST as u16;
+            *places.add(number) = pg_sys::ParamExternData { value, isnull: false, pflags, ptype };
+        }
+        let context = pg_sys::AllocSetContextCreateExtended(
+            pg_sys::CurrentMemoryContext,
+            c"pg_fanout row".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        );
+        let mut receiver = Receiver {
+            base: pg_sys::DestReceiver {
+                receiveSlot: Some(receive),
+                rStartup: Some(start_up),
+                rShutdown: Some(nothing),
+                rDestroy: Some(nothing),
+                // Not DestNone, with which SPI takes the rows for discarded.
+                mydest: pg_sys::CommandDest::DestTuplestore,
+            },
+            source,
+            visit,
+            address: Vec::new(),
+            rows: 0,
+            context,
+        };
+        let options = pg_sys::SPIExecuteOptions {
+            params: parameters,
+            read_only: true,
+            dest: (&raw mut receiver).cast(),
+            ..Default::default()
+        };
+        let result = pg_sys::SPI_execute_plan_extended(plan.0, &options);
         if result != pg_sys::SPI_OK_SELECT as i32 {
             pgrx::error!("a statement of pg_fanout did not run: SPI result {result}");
         }
-        let table = &*pg_sys::SPI_tuptable;
-        let count = pg_sys::SPI_processed as usize;
-        let mut address = Vec::new();
-        for row in 0..count {
-            let tuple = *table.vals.add(row);
-            address.clear();
-            for (column, &storage) in source.storages.iter().enumerate() {
-                let mut null = false;
-                let datum = pg_sys::heap_getattr(tuple, column as i32 + 1, table.tupdesc, &mut null);
-                image::put_datum(&mut address, storage, datum, null);
-            }
-            let mut null = false;
-            let datum = pg_sys::heap_getattr(tuple, source.storages.len() as i32 + 1, table.tupdesc, &mut null);
-            if null {
-                visit(&address, None);
-                continue;
-            }
-            let original: *mut pg_sys::varlena = datum.cast_mut_ptr();
-            let json = pg_sys::pg_detoast_datum_packed(original);
-            let document = std::slice::from_raw_parts(
-                pgrx::varlena::vardata_any(json).cast::<u8>(),
-                pgrx::varlena::varsize_any_exhdr(json),
-            );
-            visit(&address, Some(document));
-            if json != original {
-                pg_sys::pfree(json.cast());
-            }
-        }
-        count
+        receiver.rows
     }
 }

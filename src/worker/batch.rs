@@ -21,6 +21,8 @@ pub type Batches = Vec<(JobKind, Vec<Slot>)>;
 
 /// Rows of the first reading of a sync.
 const FIRST_ROWS: usize = 50;
+/// A reading ends at so many times the bytes of a batch, where rows are larger than those before them were.
+const ENOUGH: usize = 2;
 /// USER_LOCKMETHOD of storage/lock.h.
 const USER_LOCKS: u16 = 2;
 
@@ -242,6 +244,8 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
         let mut unknown = Vec::new();
+        let mut late = Vec::new();
+        let enough = bound.saturating_mul(ENOUGH);
         let by_query = naming.sync.document_query().is_some();
         let mut written: FxHashSet<Vec<u8>> = FxHashSet::default();
         let asked: Vec<(Slot, &[u8])> = wanted
@@ -252,6 +256,11 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         let known = plans.read_keys(source, &asked, |address, document| {
             // A row is present at an address only if its own image is the same, byte for byte.
             match wanted.remove(address) {
+                // One more would not be in this batch.
+                Some(slot) if encoder.bytes >= enough => {
+                    late.push(slot);
+                    return false;
+                }
                 Some(slot) => {
                     if by_query {
                         written.insert(address.to_vec());
@@ -263,17 +272,26 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                 None if by_query && written.contains(address) => crate::document::twice(),
                 None => {}
             }
+            true
         });
+        if !late.is_empty() {
+            // What was not looked at is not absent.
+            let (malformed, unseen): (Vec<Slot>, Vec<Slot>) =
+                wanted.drain().map(|(_, slot)| slot).partition(|slot| known.contains(slot));
+            unknown.extend(malformed);
+            late.extend(unseen);
+        }
         for (address, slot) in wanted {
             match naming.render(address) {
                 Some(name) if !known.contains(&slot) => encoder.delete(slot, &name),
                 _ => unknown.push(slot),
             }
         }
-        (encoder.finish(), unknown)
+        (encoder.finish(), unknown, late)
     });
     match read {
-        Ok(((batches, mean), unknown)) => {
+        Ok(((batches, mean), unknown, late)) => {
+            runner.pending.put_back(&late);
             if !unknown.is_empty() {
                 // Of types that the key no longer has: whatever it stood for, a reconcile finds it.
                 super::cycle::want_phase(runner, Phase::Reconcile);
@@ -311,6 +329,9 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let pending: &mut Pending = &mut runner.pending;
     let mut claimed = Vec::new();
+    // Rows that are more than batches should hold: they are read again, by their keys.
+    let mut late = Vec::new();
+    let enough = bound.saturating_mul(ENOUGH);
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
     let read = read_as_owner(&runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
@@ -319,7 +340,9 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             if !seen.insert(address.to_vec()) {
                 return;
             }
-            if let Some(name) = naming.render(address)
+            if encoder.bytes >= enough {
+                late.push(address.to_vec());
+            } else if let Some(name) = naming.render(address)
                 && let Some((slot, before)) = pending.claim(address, slice)
             {
                 claimed.push((slot, before));
@@ -330,8 +353,9 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     });
     match read {
         Ok(((batches, mean), rows)) => {
+            let late = late.iter().filter(|address| runner.pending.mark_in_slice(address, slice)).count();
             if let Some(scan) = &mut runner.scan {
-                scan.was_read(slice, to - from, rows, claimed.len());
+                scan.was_read(slice, to - from, rows, claimed.len() + late);
                 for before in claimed.iter().filter_map(|&(_, before)| before) {
                     scan.acknowledged(before);
                 }

@@ -34,12 +34,13 @@ pub fn step(runner: &mut Runner) -> bool {
     let changed: Vec<&[u8]> = slots.iter().filter_map(|&slot| Some(related(pending.address(slot))?.1)).collect();
     let mut found: HashSet<Vec<u8>> = HashSet::new();
     let read = read_as_owner(&runner.sync, || {
-        plan.read(source, &changed, room + 1, |address| {
+        plan.read(source, &changed, |address| {
             found.insert(address.to_vec());
+            found.len() <= room
         })
     });
     match read {
-        Ok(Some(rows)) if rows <= room => {
+        Ok(true) if found.len() <= room => {
             // The oldest of them stands for all: a document may be waited for a little longer than it had to be.
             let epoch = slots.iter().map(|&slot| runner.pending.epoch(slot)).min().unwrap_or_default();
             for address in &found {
@@ -48,14 +49,14 @@ pub fn step(runner: &mut Runner) -> bool {
             outcome::acknowledge(runner, &slots);
             runner.related_limit = runner.related_limit.saturating_mul(2);
         }
-        Ok(Some(_)) if slots.len() > 1 => {
+        Ok(true) if slots.len() > 1 => {
             runner.related_limit = slots.len() / 2;
             runner.pending.put_back(&slots);
         }
-        Ok(Some(_)) => {
+        Ok(true) => {
             everything(runner, &slots, &format!("a row of a related table belongs to more than {room} documents"));
         }
-        Ok(None) => everything(runner, &slots, "the columns of a related table have other types now"),
+        Ok(false) => everything(runner, &slots, "the columns of a related table have other types now"),
         Err(failed) => {
             let cancelled = failed.sqlstate == "57014";
             if cancelled && slots.len() == 1 {

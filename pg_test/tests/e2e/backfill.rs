@@ -109,3 +109,25 @@ fn one_table_feeds_an_index_and_a_cache_under_default_names() {
     assert_in_step(&mut world, &index);
     assert_in_step(&mut world, &cache);
 }
+
+/// The first rows of a table say nothing of the size of the next.
+#[test]
+fn rows_of_many_megabytes_are_read_one_at_a_time() {
+    let mut world = World::new("huge_rows");
+    world.db.exec(
+        "CREATE TABLE blob (id int PRIMARY KEY, body text);
+         INSERT INTO blob SELECT i, CASE WHEN i % 3 = 0 THEN 'small' ELSE repeat(chr(64 + i), 20000000) END FROM generate_series(1, 24) AS i",
+    );
+    let sync = world.cache_table("blob", "");
+    assert_in_step(&mut world, &sync);
+    world.db.exec("UPDATE blob SET body = body || 'x'");
+    assert_in_step(&mut world, &sync);
+    let pid = world.db.value(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_fanout worker' AND datname = current_database()",
+    );
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the worker's status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak of memory");
+    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().expect("kilobytes");
+    // All of them would be 320 MB, once as rows and once as batches.
+    assert!(kilobytes < 300_000, "the worker took {kilobytes} kB");
+}
