@@ -39,7 +39,8 @@ pub fn acting_with<T>(role: pg_sys::Oid, settings: &[(&CStr, &CStr)], work: impl
     let result = work();
     // SAFETY: the nest level is the one opened above; the identity is the one read above.
     unsafe {
-        pg_sys::AtEOXact_GUC(true, nest_level);
+        // false: what code of others has set meanwhile is taken back (as VACUUM does after index expressions).
+        pg_sys::AtEOXact_GUC(false, nest_level);
         pg_sys::SetUserIdAndSecContext(caller, context);
     }
     result

@@ -118,3 +118,89 @@ fn a_policy_that_hides_rows_from_the_owner_blocks_the_sync_and_empties_nothing()
         pg_test::differences(&mut world, &sync).is_empty()
     });
 }
+
+/// What a document query's functions try, each under an EXCEPTION block; their document reports how that went.
+const ATTEMPTS: &[&str] = &[
+    "ALTER ROLE current_role SUPERUSER",
+    "ALTER ROLE postgres PASSWORD ''owned''",
+    "SET ROLE postgres",
+    "SET SESSION AUTHORIZATION postgres",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "RESET SESSION AUTHORIZATION",
+    "SET ROLE NONE",
+    "RESET ROLE",
+    "SELECT set_config(''role'', ''postgres'', false)",
+    "SELECT set_config(''session_authorization'', ''postgres'', false)",
+    "SELECT set_config(''session_replication_role'', ''replica'', false)",
+    "CREATE TABLE public.planted (a int)",
+    "CREATE TEMP TABLE planted (a int)",
+    "UPDATE fanout.sync SET owner = ''postgres''",
+    "DELETE FROM fanout.pending",
+    "SELECT * FROM fanout.journal_1",
+    "SELECT * FROM fanout.dead_letter",
+    "SELECT fanout.drop_sync(''victim'')",
+    "COPY (SELECT 1) TO PROGRAM ''true''",
+    "SELECT pg_read_file(''/etc/passwd'')",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IS DISTINCT FROM current_user",
+    "NOTIFY planted",
+    "LISTEN planted",
+    "PREPARE planted AS SELECT 1",
+    "DECLARE planted CURSOR WITH HOLD FOR SELECT 1",
+];
+
+#[test]
+fn code_in_a_document_query_gains_nothing() {
+    let mut world = World::new("hostile_query");
+    products(&mut world, 5);
+    let victim = world.cache_table("product", ", name => 'victim'");
+    pg_test::assert_in_step(&mut world, &victim);
+    let (role, mut session) = world.role("mallory");
+    world.db.exec(&format!("GRANT USAGE ON FOREIGN SERVER cache TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
+    let attempts: String = ATTEMPTS
+        .iter()
+        .map(|attempt| {
+            let attempt = attempt.replace("current_role", &role);
+            let label = attempt.replace("''", "");
+            format!(
+                "BEGIN EXECUTE '{attempt}'; report := report || jsonb_build_object('{label}', 'done');
+                 EXCEPTION WHEN OTHERS THEN report := report || jsonb_build_object('{label}', SQLSTATE); END;"
+            )
+        })
+        .collect();
+    session.exec(&format!(
+        "CREATE TABLE lure (id int PRIMARY KEY, n int);
+         INSERT INTO lure VALUES (1, 1);
+         CREATE FUNCTION attempts() RETURNS jsonb STABLE LANGUAGE plpgsql AS $f$
+         DECLARE report jsonb := jsonb_build_object('is_superuser', (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), 'user', current_user::text);
+         BEGIN
+             {attempts}
+             -- Allowed, and of no consequence for anybody else.
+             PERFORM set_config('DateStyle', 'German, DMY', false), set_config('TimeZone', 'Asia/Tokyo', false),
+                 set_config('search_path', 'mallory', false), set_config('statement_timeout', '1', false);
+             PERFORM pg_advisory_lock(4711);
+             RETURN report;
+         END $f$;
+         CREATE FUNCTION loops() RETURNS int STABLE LANGUAGE plpgsql AS $f$ BEGIN LOOP PERFORM 1; END LOOP; END $f$"
+    ));
+    let key = format!("{}${{id}}", world.key_prefix("lure"));
+    let sync = session.value(&format!(
+        "SELECT fanout.cache_table('lure', server => 'cache', key => '{key}', document => 'SELECT id, attempts() AS document FROM lure')"
+    ));
+    world.wait(&sync);
+    let stored = pg_test::Keyspace::open().json(&world.key_prefix("lure"));
+    let (_, report) = stored.first().expect("a report");
+    assert_eq!(report["user"], role.as_str());
+    assert_eq!(report["is_superuser"], false);
+    let done: Vec<_> = report.as_object().into_iter().flatten().filter(|(_, outcome)| **outcome == "done").collect();
+    assert!(done.is_empty(), "these were not refused: {done:?}");
+    assert_eq!(world.db.value(&format!("SELECT rolsuper FROM pg_roles WHERE rolname = '{role}'")), "f");
+    assert_eq!(world.db.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"), "0");
+    // Another sync, by the same worker: its documents are what they would have been.
+    world.db.exec("UPDATE product SET made = '2026-03-04 05:06:07+00'");
+    pg_test::assert_in_step(&mut world, &victim);
+    // The same by a predicate, and by a query that finds the documents of a related row.
+    let refusal = session.refusal(&format!(
+        "SELECT fanout.cache_table('lure', server => 'cache', name => 'by_predicate', key => '{key}:p', predicate => 'fanout.drop_sync(''victim'') IS NULL')"
+    ));
+    assert_eq!(refusal.code, "42P13", "{refusal}");
+}
