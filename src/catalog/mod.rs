@@ -92,6 +92,8 @@ pub struct Sync {
     pub request: i32,
     pub layout: Option<i64>,
     pub claimed: Option<String>,
+    /// What somebody should know though the sync works.
+    pub note: Option<String>,
     pub relations: Vec<Relation>,
 }
 
@@ -134,7 +136,7 @@ impl Sync {
 }
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
-    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed";
+    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note";
 
 fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
     let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
@@ -163,6 +165,7 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 request: row.get(19)?.unwrap_or_default(),
                 layout: row.get(20)?,
                 claimed: row.get(21)?,
+                note: row.get(22)?,
                 relations: Vec::new(),
             });
         }

@@ -113,7 +113,7 @@ SELECT s.name AS sync, s.kind, s.source, s.server, s.target, a.state,
        a.rows_done, a.rows_total,
        CASE WHEN s.phase = 'live' THEN 100
             WHEN a.rows_total > 0 THEN least(99.9, round(100.0 * a.rows_done / a.rows_total, 1)) END AS percent,
-       a.rate, a.last_error, a.last_error_at
+       a.rate, a.last_error, a.last_error_at, s.note
 FROM fanout.sync AS s JOIN fanout.sync_activity() AS a USING (sync_id);
 COMMENT ON VIEW fanout.status IS
 'one row a sync: what it is doing, how far behind it is (lag, pending keys), what it has delivered, and its last error';

@@ -191,11 +191,6 @@ impl Worker {
                     return Ok(());
                 }
             }
-            if super::process::sources_changed() {
-                for runner in self.runners.values_mut() {
-                    runner.source = None;
-                }
-            }
             if super::process::servers_changed() {
                 // It may be another server now: whether it holds what we delivered, its control document tells.
                 for runner in self.runners.values_mut() {
@@ -204,6 +199,12 @@ impl Worker {
                 self.channels.clear();
             }
             worked |= self.poll();
+            // After the poll: what it found may have been written with the columns of now.
+            if super::process::sources_changed() {
+                for runner in self.runners.values_mut() {
+                    runner.source = None;
+                }
+            }
             let mut ids: Vec<i32> = self.runners.keys().copied().collect();
             self.turn = (self.turn + 1) % ids.len().max(1);
             ids.rotate_left(self.turn);
@@ -565,6 +566,13 @@ impl Worker {
             } else {
                 batch::from_pending(runner, &mut self.clock)
             };
+            if super::process::sources_altered() {
+                // Altered while it was read: the statements, and the index, are to know its columns first.
+                if let (Ok(batches), Some(runner)) = (built, self.runners.get_mut(&id)) {
+                    batches.iter().for_each(|(_, slots)| runner.pending.put_back(slots));
+                }
+                return true;
+            }
             match built {
                 Ok(batches) => {
                     if batches.is_empty() {
@@ -865,6 +873,14 @@ fn adapt(runner: &mut Runner, sync: Sync) {
 fn resolve(runner: &mut Runner) -> bool {
     let sync = runner.sync.clone();
     let resolved = transaction(|| {
+        // Columns must not go between being listed and being asked for.
+        // SAFETY: a plain lock request, held until the transaction ends; a table that is gone is noticed after it. The snapshot
+        // of the transaction is replaced by one that is later than the lock.
+        unsafe {
+            pg_sys::LockRelationOid(sync.source, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            pg_sys::PopActiveSnapshot();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        }
         let source = Source::resolve(&sync)?;
         acting_for(&sync, || {
             let plans = Plans::prepare(&source);
@@ -877,6 +893,7 @@ fn resolve(runner: &mut Runner) -> bool {
     match resolved {
         Ok(Ok((source, plans, related))) => {
             runner.related = related;
+            runner.source_changed = true;
             if !super::fan_out::check_layouts(runner) {
                 return false;
             }

@@ -89,6 +89,11 @@ pub fn sources_changed() -> bool {
     SOURCES_CHANGED.replace(false)
 }
 
+/// True if some source was altered and nobody has asked yet.
+pub fn sources_altered() -> bool {
+    SOURCES_CHANGED.get()
+}
+
 /// True, once, if a foreign server or user mapping changed.
 pub fn servers_changed() -> bool {
     SERVERS_CHANGED.replace(false)

@@ -51,6 +51,10 @@ pub struct Runner {
     pub ownership: Option<Ownership>,
     /// Indices of generations that are served no longer, to be deleted.
     pub outdated: Vec<String>,
+    /// The source was looked up anew: the index' mapping may lack something.
+    pub source_changed: bool,
+    /// The body that the index was asked for with.
+    pub index_body: Option<serde_json::Value>,
     pub sighting: Option<Sighting>,
     pub heartbeat_due: Option<Instant>,
     pub scan: Option<Scan>,
@@ -116,6 +120,8 @@ impl Runner {
             target: Target::Unknown,
             ownership: None,
             outdated: Vec::new(),
+            source_changed: false,
+            index_body: None,
             sighting: None,
             heartbeat_due: None,
             scan: None,

@@ -31,6 +31,11 @@ pub fn set_claimed(sync: i32, claimed: &str) {
     run("UPDATE fanout.sync SET claimed = $2 WHERE sync_id = $1", &[sync.into(), claimed.into()]);
 }
 
+/// Notes what somebody should know though the sync works.
+pub fn set_note(sync: i32, note: Option<&str>) {
+    run("UPDATE fanout.sync SET note = $2 WHERE sync_id = $1", &[sync.into(), note.into()]);
+}
+
 /// Ends a sync whose target is gone.
 pub fn remove_sync(sync: i32) {
     run("DELETE FROM fanout.sync WHERE sync_id = $1", &[sync.into()]);

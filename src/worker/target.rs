@@ -5,7 +5,7 @@ use super::outcome::fail;
 use super::runner::{HEARTBEAT, Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase};
-use delivery::engine::IndexState;
+use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
 use delivery::ownership::{ClaimOutcome, Heartbeat};
 use delivery::sender::{JobKind, JobResult};
@@ -16,6 +16,9 @@ use std::time::Instant;
 pub fn tend(worker: &mut Worker, id: i32) -> bool {
     let Some(runner) = worker.runners.get_mut(&id) else { return false };
     let now = Instant::now();
+    if matches!(runner.target, Target::Ready) && mapping_is_old(runner) {
+        runner.target = Target::Claimed;
+    }
     let (task, kind) = match runner.target {
         Target::Asked => return false,
         Target::Ready => {
@@ -50,10 +53,11 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
                     return false;
                 }
                 match transaction(|| crate::catalog::mapping::index_body(&sync)) {
-                    Ok(body) => (
-                        Task::EnsureIndex,
-                        JobKind::EnsureIndex { concrete: sync.concrete_index(), alias: sync.target.clone(), body },
-                    ),
+                    Ok(body) => {
+                        runner.index_body = Some(body.clone());
+                        let (concrete, alias) = (sync.concrete_index(), sync.target.clone());
+                        (Task::EnsureIndex, JobKind::EnsureIndex { concrete, alias, body })
+                    }
                     Err(failed) => {
                         runner.block(&format!("cannot derive the mapping: {failed}"));
                         return false;
@@ -69,6 +73,17 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
         runner.target = Target::Asked;
     }
     true
+}
+
+/// Whether the mapping would be another now: then the index is to be asked for again, and gets what it lacks before any document
+/// goes there.
+fn mapping_is_old(runner: &mut Runner) -> bool {
+    if !std::mem::take(&mut runner.source_changed) || runner.sync.kind != Kind::Index {
+        return false;
+    }
+    let sync = runner.sync.clone();
+    let body = transaction(|| crate::catalog::mapping::index_body(&sync));
+    body.is_ok_and(|body| runner.index_body.as_ref() != Some(&body))
 }
 
 /// The target answered.
@@ -131,8 +146,9 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             }
             runner.block(&format!("the target was taken over by another owner ({by}); fanout.adopt() takes it back"));
         }
-        JobResult::Index(state) => {
+        JobResult::Index(state, unfit) => {
             runner.succeed();
+            note_unfit(runner, &unfit);
             match (state, runner.sync.phase) {
                 (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 => {
                     let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
@@ -230,6 +246,24 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
     {
         // The queue is full: from the start, a little later.
         runner.target = Target::Unknown;
+    }
+}
+
+/// Notes which fields the index does not have as the source's columns are by now, for `fanout.status`.
+fn note_unfit(runner: &mut Runner, unfit: &[Unfit]) {
+    let list: Vec<String> = unfit.iter().map(|unfit| format!("\"{}\": {}", unfit.field, unfit.reason)).collect();
+    let note = (!list.is_empty())
+        .then(|| format!("fields that the index can't have until fanout.resync() makes it anew: {}", list.join("; ")));
+    if note == runner.sync.note {
+        return;
+    }
+    if let Some(note) = &note {
+        pgrx::warning!("pg_fanout: sync \"{}\": {note}", runner.sync.name);
+    }
+    let id = runner.sync.id;
+    // If that fails, the next time that the index is asked for is soon enough.
+    if transaction(|| super::store::set_note(id, note.as_deref())).is_ok() {
+        runner.sync.note = note;
     }
 }
 

@@ -6,6 +6,7 @@
 mod control;
 mod http;
 mod index;
+mod mapping;
 mod search;
 
 use std::collections::HashMap;
@@ -39,6 +40,15 @@ pub enum IndexState {
     Created,
     /// Was there already, made by us.
     Exists,
+}
+
+/// A field that an index can't have as it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// Its path.
+    pub field: String,
+    /// Why: what it is and what it would be, or the engine's own words.
+    pub reason: String,
 }
 
 /// A document as stored.

@@ -16,7 +16,7 @@ use self::signals::Blocked;
 pub use self::wake::{Wake, WakeReader, wake_pair};
 use crate::bulk::{BulkBody, BulkOutcome};
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineInfo, IdPage, IndexState};
+use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyspace::{KeyPage, RedisBatch, RedisOutcome, RedisTarget};
 use crate::ownership::{Claim, ClaimOutcome, Heartbeat, Ownership};
@@ -29,7 +29,8 @@ pub enum JobKind {
     Bulk(BulkBody),
     /// Send a pipeline. → [`JobResult::Redis`]
     Redis(RedisBatch),
-    /// See [`crate::engine::Engine::ensure_index`]. → [`JobResult::Index`]
+    /// See [`crate::engine::Engine::ensure_index`] and, if it is there, [`crate::engine::Engine::extend_mapping`].
+    /// → [`JobResult::Index`]
     EnsureIndex {
         /// Concrete index.
         concrete: String,
@@ -107,7 +108,7 @@ pub enum JobResult {
     /// One outcome for each slot, in order.
     Redis(Vec<(u32, RedisOutcome)>),
     /// Of `EnsureIndex`.
-    Index(IndexState),
+    Index(IndexState, Vec<Unfit>),
     /// Of `Count`.
     Count(u64),
     /// Of `ScanIds`.
@@ -332,7 +333,14 @@ impl Shared {
 fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
     Ok(match job {
         JobKind::Bulk(body) => JobResult::Bulk(engine.bulk(body)?),
-        JobKind::EnsureIndex { concrete, alias, body } => JobResult::Index(engine.ensure_index(concrete, alias, body)?),
+        JobKind::EnsureIndex { concrete, alias, body } => {
+            let state = engine.ensure_index(concrete, alias, body)?;
+            let unfit = match state {
+                IndexState::Created => Vec::new(),
+                IndexState::Exists => engine.extend_mapping(concrete, &body["mappings"])?,
+            };
+            JobResult::Index(state, unfit)
+        }
         JobKind::SwapAlias { alias, old, new } => {
             engine.swap_alias(alias, old.as_deref(), new)?;
             JobResult::Done

@@ -4,6 +4,7 @@ mod administration;
 mod backfill;
 mod cache_functions;
 mod cancel;
+mod columns;
 mod crashes;
 mod dead_letters;
 mod documents;
