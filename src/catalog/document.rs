@@ -144,6 +144,12 @@ fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Val
     query::only_select("predicate", &format!("SELECT ARRAY[{predicate}\n]"));
     let described = query::named("predicate", || query::describe(&query::only_select("predicate", &sql), &[]));
     check_stable("predicate", &described);
+    if described.reads.iter().filter(|&&oid| oid == table.oid).count() > 1 {
+        failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "\"predicate\" reads other rows of the source")
+            .detail("Whether a row has a document must depend on that row alone: a change of another one would not be noticed.")
+            .hint("Give a whole query as \"document\", and say with fanout.related() to which documents a row belongs.")
+            .raise();
+    }
     let reads: Vec<pg_sys::Oid> = tables(&described.reads).into_iter().filter(|&oid| oid != table.oid).collect();
     if let Some(&other) = reads.first() {
         failure(
@@ -231,6 +237,13 @@ fn check_query(
 
 /// Raises for a query whose result changes without any row being changed.
 pub fn check_stable(argument: &str, described: &query::Described) {
+    if described.locks {
+        failure(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("\"{argument}\" locks rows: FOR UPDATE and its kin can't be used"),
+        )
+        .raise();
+    }
     if described.volatile {
         failure(
             PgSqlErrorCode::ERRCODE_INVALID_FUNCTION_DEFINITION,

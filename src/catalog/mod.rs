@@ -7,7 +7,7 @@ mod declare;
 pub mod document;
 mod enqueue;
 mod foreign_keys;
-mod key;
+pub mod key;
 pub mod mapping;
 mod naming;
 mod regclass;

@@ -1,5 +1,6 @@
 //! `fanout.related()`: which other tables feed the documents of a sync, and how a row there is told its documents.
 
+use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{not_parked, owned, start_reconcile};
 use crate::catalog::foreign_keys::{Path, paths};
@@ -245,7 +246,7 @@ fn explicit(sync: &Sync, root: &Table, table: &Table, columns: Vec<Option<String
             std::panic::AssertUnwindSafe(|| query::describe(&statements::changed_with(&typed, &keys), &[])),
         )
     });
-    if described.volatile {
+    if described.volatile || described.locks {
         document::check_stable("keys", &described);
     }
     if described.columns.len() != sync.key_columns.len() {
@@ -334,12 +335,15 @@ fn declare(sync: &Sync, table: &Table, wanted: &Wanted) {
         .raise();
     }
     let direct = is_direct(sync, table, wanted);
+    // As of now, and not when the worker comes to it: what is captured until then may be of types that it would not know of.
+    let columns = wanted.columns.iter().filter_map(|name| table.column(name));
+    let layout = image::layout(columns.map(|column| image::Storage::of(column.type_oid)));
     let id = privileged(|| {
         ours(Spi::connect_mut(|client| {
             client
                 .update(
-                    "INSERT INTO fanout.relation (sync_id, source, columns, keys, direct)
-                     VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3, $4, $5) RETURNING relation_id",
+                    "INSERT INTO fanout.relation (sync_id, source, columns, keys, direct, layout)
+                     VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3, $4, $5, $6) RETURNING relation_id",
                     None,
                     &[
                         sync.id.into(),
@@ -347,6 +351,7 @@ fn declare(sync: &Sync, table: &Table, wanted: &Wanted) {
                         wanted.columns.clone().into(),
                         wanted.keys.clone().into(),
                         direct.into(),
+                        i64::from(layout.signature).into(),
                     ],
                 )?
                 .first()

@@ -14,6 +14,8 @@ pub struct Described {
     pub reads: Vec<pg_sys::Oid>,
     /// It calls a volatile function.
     pub volatile: bool,
+    /// It locks rows: FOR UPDATE and its kin.
+    pub locks: bool,
     /// It asks what time it is: with what.
     pub clock: Option<&'static str>,
 }
@@ -109,6 +111,7 @@ pub fn describe(sql: &str, parameters: &[pg_sys::Oid]) -> Described {
                 volatile: (0..length(source.query_list)).any(|n| {
                     pg_sys::contain_volatile_functions((*(*source.query_list).elements.add(n)).ptr_value.cast())
                 }),
+                locks: printed.contains(":hasForUpdate true"),
                 clock: CLOCKS.iter().find(|(mark, _)| printed.contains(mark)).map(|&(_, name)| name),
             }
         }

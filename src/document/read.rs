@@ -5,6 +5,7 @@
 
 use super::source::{Source, Unreadable};
 use crate::capture::image::{self, Storage};
+use crate::catalog::key::type_name;
 use crate::catalog::{Relation, Sync};
 use crate::error::failure;
 use crate::journal::format::Layout;
@@ -17,15 +18,19 @@ use std::ffi::{CStr, CString};
 struct Plan(pg_sys::SPIPlanPtr);
 
 impl Plan {
-    fn prepare(sql: &CStr, types: &[pg_sys::Oid]) -> Self {
+    /// Parses a statement that yields addresses of these types, and a document.
+    fn prepare(sql: &CStr, types: &[pg_sys::Oid], addresses: &[Storage]) -> Self {
         let _session = Session::open();
-        // SAFETY: sql and types live for the call; the kept plan belongs to us.
+        // SAFETY: sql and types live for the call; a plan has one source for each statement; the kept plan belongs to us.
         unsafe {
             let plan = pg_sys::SPI_prepare(sql.as_ptr(), types.len() as i32, types.as_ptr().cast_mut());
             if plan.is_null() {
                 let result = pg_sys::SPI_result;
                 pgrx::error!("cannot prepare a statement of pg_fanout: SPI result {result}");
             }
+            let sources = pg_sys::SPI_plan_get_plan_sources(plan);
+            let parsed = (*(*sources).elements).ptr_value.cast::<pg_sys::CachedPlanSource>();
+            check_yield((*parsed).resultDesc, addresses, PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH);
             pg_sys::SPI_keepplan(plan);
             Self(plan)
         }
@@ -76,9 +81,9 @@ impl Plans {
         let blocks = [pg_sys::TIDOID, pg_sys::TIDOID];
         let statements = &source.statements;
         Self {
-            by_key: Plan::prepare(&statements.by_key, &source.key_arrays),
-            by_block: statements.by_block.as_ref().map(|sql| Plan::prepare(sql, &blocks)),
-            addresses_by_block: Plan::prepare(&statements.addresses_by_block, &blocks),
+            by_key: Plan::prepare(&statements.by_key, &source.key_arrays, &source.storages),
+            by_block: statements.by_block.as_ref().map(|sql| Plan::prepare(sql, &blocks, &source.storages)),
+            addresses_by_block: Plan::prepare(&statements.addresses_by_block, &blocks, &source.storages),
         }
     }
 
@@ -93,7 +98,7 @@ impl Plans {
         addresses: &[(u32, &[u8])],
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Vec<u32> {
-        let (arrays, malformed) = arrays(addresses, &source.storages, source.keys, false);
+        let (arrays, malformed) = arrays(addresses, &source.storages, source.keys, None);
         execute(&self.by_key, &arrays, &source.key_arrays, source, &mut |address, document| {
             document.is_none_or(|document| visit(address, document))
         });
@@ -114,6 +119,10 @@ impl Plans {
             let asked: Vec<(u32, &[u8])> = addresses.iter().map(|address| (0, address.as_slice())).collect();
             let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
             self.read_keys(source, &asked, |address, document| {
+                // A query may yield a key that only equals that of the row: nothing would ever delete such a document.
+                if addresses.binary_search_by(|known| known.as_slice().cmp(address)).is_err() {
+                    return true;
+                }
                 if !seen.insert(address.to_vec()) {
                     twice();
                 }
@@ -144,6 +153,8 @@ pub struct Related {
     plan: Plan,
     storages: Vec<Storage>,
     arrays: Vec<pg_sys::Oid>,
+    /// Which columns go as text.
+    as_text: Vec<bool>,
     /// Layout of the changed rows' columns.
     pub layout: Layout,
 }
@@ -153,6 +164,7 @@ impl Related {
     pub fn prepare(sync: &Sync, source: &Source, relation: &Relation) -> Result<Self, Unreadable> {
         let mut storages = Vec::new();
         let mut types = Vec::new();
+        let mut casts = Vec::new();
         for column in &relation.columns {
             let gone = || Unreadable::Related(relation.source_name(), column.clone());
             let name = CString::new(column.as_str()).map_err(|_| gone())?;
@@ -164,7 +176,16 @@ impl Related {
                 }
                 let type_oid = pg_sys::get_atttype(relation.source, number);
                 storages.push(Storage::of(type_oid));
-                types.push(pg_sys::get_array_type(type_oid));
+                // Of some types there are no arrays, above all of arrays: their values go as text.
+                let array = pg_sys::get_array_type(type_oid);
+                casts.push((array == pg_sys::InvalidOid).then(|| {
+                    super::source::name(pg_sys::format_type_extended(
+                        type_oid,
+                        -1,
+                        pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16,
+                    ))
+                }));
+                types.push(if array == pg_sys::InvalidOid { pg_sys::TEXTARRAYOID } else { array });
             }
         }
         let sql = super::statements::related(
@@ -172,10 +193,12 @@ impl Related {
             &source.statements.table,
             &source.key,
             &relation.columns,
+            &casts,
             relation.keys.as_deref(),
         );
-        let plan = Plan::prepare(&sql, &types);
-        Ok(Self { plan, layout: image::layout(storages.iter().copied()), storages, arrays: types })
+        let plan = Plan::prepare(&sql, &types, &source.storages);
+        let as_text = casts.iter().map(Option::is_some).collect();
+        Ok(Self { plan, layout: image::layout(storages.iter().copied()), storages, arrays: types, as_text })
     }
 
     /// Reads the addresses of the rows whose documents the changed rows belong to, until `visit` wants no more.
@@ -183,11 +206,36 @@ impl Related {
     /// False if a changed row is not of the relation's layout.
     pub fn read(&self, source: &Source, changed: &[&[u8]], mut visit: impl FnMut(&[u8]) -> bool) -> bool {
         let asked: Vec<(u32, &[u8])> = changed.iter().map(|address| (0, *address)).collect();
-        let (arrays, malformed) = arrays(&asked, &self.storages, self.storages.len(), true);
+        let (arrays, malformed) = arrays(&asked, &self.storages, self.storages.len(), Some(&self.as_text));
         if malformed.is_empty() {
             execute(&self.plan, &arrays, &self.arrays, source, &mut |address, _| visit(address));
         }
         malformed.is_empty()
+    }
+}
+
+/// Raises unless the first columns are of these types: a datum taken for another type may point anywhere.
+///
+/// A table's or view's columns may have other types than when the sync's source was resolved, and so may the address
+/// columns that a query makes up.
+unsafe fn check_yield(descriptor: pg_sys::TupleDesc, addresses: &[Storage], code: PgSqlErrorCode) {
+    for (number, storage) in (1..).zip(addresses) {
+        // SAFETY: the caller has a descriptor, or null; which columns it has is looked up in it.
+        let found = unsafe {
+            if descriptor.is_null() { pg_sys::InvalidOid } else { pg_sys::SPI_gettypeid(descriptor, number) }
+        };
+        if found != storage.type_oid {
+            failure(
+                code,
+                format!(
+                    "column {number} of the key is read as {}, but in the source it is {}",
+                    type_name(found),
+                    type_name(storage.type_oid)
+                ),
+            )
+            .hint("A document query has to yield the key as the source has it: drop the sync and make it anew.")
+            .raise();
+        }
     }
 }
 
@@ -198,22 +246,26 @@ pub fn twice() -> ! {
         .raise()
 }
 
-/// The columns of addresses as arrays, one for each of the first `count`. A column that is NULL matches no row: unless
-/// `nulls` are of interest, such an address is left out. Also gives the slots whose address is not of these storages.
+/// Values of a column, and which of them are NULL.
+type Values = (Vec<pg_sys::Datum>, Vec<bool>);
+
+/// The columns of addresses as arrays, one for each of the first `count`. A column that is NULL matches no key: such an address
+/// is left out. For a relation it is said which columns go as text; there a NULL is a value as any other. Also gives the slots
+/// whose address is not of these storages.
 fn arrays(
     addresses: &[(u32, &[u8])],
     storages: &[Storage],
     count: usize,
-    nulls: bool,
+    relation: Option<&[bool]>,
 ) -> (Vec<pg_sys::Datum>, Vec<u32>) {
     let mut malformed = Vec::new();
-    let mut columns: Vec<(Vec<pg_sys::Datum>, Vec<bool>)> = vec![Default::default(); count];
+    let mut columns: Vec<Values> = vec![Default::default(); count];
     'addresses: for &(slot, address) in addresses {
         let Some(images) = image::columns(address, storages.len()) else {
             malformed.push(slot);
             continue;
         };
-        if !nulls && images[..count].iter().any(Option::is_none) {
+        if relation.is_none() && images[..count].iter().any(Option::is_none) {
             continue;
         }
         let mut row = Vec::with_capacity(count);
@@ -234,26 +286,38 @@ fn arrays(
             datums.push(datum.unwrap_or_else(pg_sys::Datum::null));
         }
     }
-    let array = |((mut datums, mut nulls), &storage): ((Vec<pg_sys::Datum>, Vec<bool>), &Storage)| {
+    let array = |(number, ((mut datums, mut nulls), &storage)): (usize, (Values, &Storage))| {
+        let mut type_oid = storage.type_oid;
+        if relation.is_some_and(|as_text| as_text[number]) {
+            let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
+            // SAFETY: the output function is that of the datums' type, and gives a C string.
+            unsafe {
+                pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena);
+                for (datum, _) in datums.iter_mut().zip(&nulls).filter(|&(_, &null)| !null) {
+                    *datum = pg_sys::cstring_to_text(pg_sys::OidOutputFunctionCall(function, *datum)).into();
+                }
+            }
+            type_oid = pg_sys::TEXTOID;
+        }
         let (mut length, mut by_value, mut align) = (0, false, 0);
         let (mut size, mut lower) = (datums.len() as i32, 1);
         // SAFETY: the datums are of this type; its alignment is looked up beside them; one dimension, as many flags as datums.
         unsafe {
-            pg_sys::get_typlenbyvalalign(storage.type_oid, &mut length, &mut by_value, &mut align);
+            pg_sys::get_typlenbyvalalign(type_oid, &mut length, &mut by_value, &mut align);
             pg_sys::Datum::from(pg_sys::construct_md_array(
                 datums.as_mut_ptr(),
                 nulls.as_mut_ptr(),
                 1,
                 &mut size,
                 &mut lower,
-                storage.type_oid,
+                type_oid,
                 length.into(),
                 by_value,
                 align,
             ))
         }
     };
-    (columns.into_iter().zip(storages).map(array).collect(), malformed)
+    (columns.into_iter().zip(storages).enumerate().map(array).collect(), malformed)
 }
 
 fn execute_on_blocks(
@@ -316,7 +380,14 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn start_up(_self: *mut pg_sys::DestReceiver, _operation: i32, _rows: pg_sys::TupleDesc) {}
+unsafe extern "C-unwind" fn start_up(receiver: *mut pg_sys::DestReceiver, _operation: i32, rows: pg_sys::TupleDesc) {
+    // SAFETY: `receiver` is the Receiver that execute() passed.
+    unsafe {
+        let source = (*receiver.cast::<Receiver>()).source;
+        // The plan may have been made anew just now; then the source will be, too.
+        check_yield(rows, &source.storages, PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
+    }
+}
 
 #[pg_guard]
 unsafe extern "C-unwind" fn nothing(_self: *mut pg_sys::DestReceiver) {}

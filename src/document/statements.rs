@@ -105,17 +105,23 @@ fn unnested(columns: &[String], alias: &str) -> String {
 }
 
 /// The addresses of the source's rows whose documents the changed rows of a relation belong to: `keys`, a query that reads
-/// `changed`, or None if the relation's columns are the key itself.
+/// `changed`, or None if the relation's columns are the key itself. Columns that come as text are cast to these types.
 pub fn related(
     sync: &Sync,
     (table, alias): &(String, String),
     key: &[Condition],
     columns: &[String],
+    casts: &[Option<String>],
     keys: Option<&str>,
 ) -> CString {
     let address: Vec<String> =
         sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect();
     let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
+    let values: Vec<String> = columns
+        .iter()
+        .zip(casts)
+        .map(|(column, cast)| cast.as_ref().map_or_else(|| column.clone(), |of| format!("{column}::{of}")))
+        .collect();
     let names: Vec<String> = (1..=key.len()).map(|n| format!("__fanout_{n}")).collect();
     let conditions: Vec<String> = key
         .iter()
@@ -123,9 +129,10 @@ pub fn related(
         .map(|(Condition { column, operator }, name)| format!("{alias}.{column} {operator} __fanout_k.{name}"))
         .collect();
     let sql = format!(
-        "WITH changed ({columns}) AS (SELECT * FROM {rows}) SELECT {address}, NULL::pg_catalog.json FROM {table} \
+        "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) SELECT {address}, NULL::pg_catalog.json FROM {table} \
          WHERE EXISTS (SELECT FROM (\n{keys}\n) AS __fanout_k ({names}) WHERE {conditions})",
         columns = columns.join(", "),
+        values = values.join(", "),
         rows = unnested(&columns, "__fanout_c"),
         address = address.join(", "),
         keys = keys.unwrap_or("SELECT * FROM changed"),

@@ -32,10 +32,10 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
             .detail("To wait for a sync takes SELECT on its source, or to be its owner.")
             .raise();
     }
-    if capture::has_captured(sync.id) {
+    if std::iter::once(sync.id).chain(sync.relations.iter().map(|relation| relation.id)).any(capture::has_captured) {
         failure(
             PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-            format!("fanout.wait() cannot wait for what this transaction itself has written to the source of sync \"{name}\""),
+            format!("fanout.wait() cannot wait for what this transaction itself has written for sync \"{name}\""),
         )
         .detail("A change is delivered after its commit.")
         .hint("Commit first, then call fanout.wait() in a transaction of its own.")

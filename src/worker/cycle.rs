@@ -547,7 +547,8 @@ impl Worker {
             if runner.batches >= allowed || senders.in_flight() >= runner.capacity {
                 return worked;
             }
-            if !runner.pending.has_queued() && runner.stored > 0 {
+            // Rows of related tables that wait to be looked up are worked off first: else all that is stored would pile up here.
+            if !runner.pending.has_queued() && !runner.pending.has_related() && runner.stored > 0 {
                 refill(runner);
             }
             let from_scan = if runner.pending.has_queued() {
@@ -610,7 +611,11 @@ impl Worker {
                 runner.source = None;
                 runner.block(&format!("the source cannot be read: {failed}"));
             }
-            Class::Transient => runner.back_off(&format!("the source cannot be read now: {failed}")),
+            Class::Transient => {
+                // What it reads may be of other types by now.
+                runner.source = None;
+                runner.back_off(&format!("the source cannot be read now: {failed}"));
+            }
             Class::Data => {
                 if runner.batch_limit > 1 {
                     let limit = runner.batch_limit.min(settings::batch_documents());
@@ -702,6 +707,10 @@ impl Worker {
             save_position(runner);
         }
         let Some(runner) = self.runners.get_mut(&id) else { return false };
+        if !runner.waits.is_empty() && !super::process::catalog_is_known() {
+            // The poll that took the ticket has seen that the catalog changed: perhaps all is to be delivered anew.
+            return true;
+        }
         let mut ticket = None;
         while let Some(&(front, epoch)) = runner.waits.front()
             && runner.is_done(epoch)
@@ -884,7 +893,7 @@ fn resolve(runner: &mut Runner) -> bool {
         let source = Source::resolve(&sync)?;
         acting_for(&sync, || {
             let plans = Plans::prepare(&source);
-            let related = sync.relations.iter().filter(|relation| !relation.direct && !relation.columns.is_empty());
+            let related = sync.relations.iter().filter(|relation| !relation.columns.is_empty());
             let related = related.map(|relation| Ok((relation.id, Related::prepare(&sync, &source, relation)?)));
             let related = related.collect::<Result<_, Unreadable>>()?;
             Ok::<_, Unreadable>((source, plans, related))
@@ -894,20 +903,28 @@ fn resolve(runner: &mut Runner) -> bool {
         Ok(Ok((source, plans, related))) => {
             runner.related = related;
             runner.source_changed = true;
+            if !super::fan_out::check_direct(runner, &source) {
+                return false;
+            }
             if !super::fan_out::check_layouts(runner) {
                 return false;
             }
             let layout = i64::from(source.layout.signature);
             if runner.sync.layout != Some(layout) {
+                if runner.sync.layout.is_some() {
+                    pgrx::log!("pg_fanout: the key of sync \"{}\" has other types now; it is reconciled", sync.name);
+                    want_phase(runner, Phase::Reconcile);
+                    if runner.wanted.is_some() {
+                        return false;
+                    }
+                }
+                // Only now: what comes after a crash must see the difference, unless it is reconciled anyway.
                 let id = runner.sync.id;
                 if let Err(failed) = transaction(|| store::set_layout(id, layout)) {
                     runner.back_off(&failed.to_string());
                     return false;
                 }
-                if runner.sync.layout.replace(layout).is_some() {
-                    pgrx::log!("pg_fanout: the key of sync \"{}\" has other types now; it is reconciled", sync.name);
-                    want_phase(runner, Phase::Reconcile);
-                }
+                runner.sync.layout = Some(layout);
             }
             runner.source = Some((source, Some(plans)));
             true

@@ -10,6 +10,7 @@ use super::runner::Runner;
 use super::store;
 use super::transaction::{Class, transaction};
 use crate::catalog::Phase;
+use crate::document::Source;
 use crate::journal::format::related;
 use crate::settings;
 use std::collections::HashSet;
@@ -44,6 +45,8 @@ pub fn step(runner: &mut Runner) -> bool {
             // The oldest of them stands for all: a document may be waited for a little longer than it had to be.
             let epoch = slots.iter().map(|&slot| runner.pending.epoch(slot)).min().unwrap_or_default();
             for address in &found {
+                // A document that was refused is tried anew.
+                runner.delete_instead.remove(address);
                 runner.pending.mark_in_epoch(address, epoch);
             }
             outcome::acknowledge(runner, &slots);
@@ -58,19 +61,23 @@ pub fn step(runner: &mut Runner) -> bool {
         }
         Ok(false) => everything(runner, &slots, "the columns of a related table have other types now"),
         Err(failed) => {
-            let cancelled = failed.sqlstate == "57014";
-            if cancelled && slots.len() == 1 {
-                everything(runner, &slots, "the documents of a row of a related table were not found in time");
+            let class = failed.class();
+            let why = format!("cannot find the documents that rows of a related table belong to: {failed}");
+            // Too many at a time, or one of them that the query fails for: whoever writes such a row must not stop the sync.
+            let divisible = failed.sqlstate == "57014" || class == Class::Data;
+            if divisible && slots.len() == 1 {
+                runner.slot.set_error(&why);
+                everything(runner, &slots, &why);
                 return true;
             }
             runner.pending.put_back(&slots);
-            if cancelled {
+            if divisible {
                 runner.related_limit = slots.len() / 2;
             }
-            let why = format!("cannot find the documents that rows of a related table belong to: {failed}");
-            match failed.class() {
+            match class {
+                Class::Data => {}
                 Class::Transient => runner.back_off(&why),
-                Class::Blocked | Class::Data => {
+                Class::Blocked => {
                     runner.source = None;
                     runner.block(&why);
                 }
@@ -87,30 +94,54 @@ fn everything(runner: &mut Runner, slots: &[super::pending::Slot], why: &str) {
     outcome::acknowledge(runner, slots);
 }
 
-/// Notes of what types the captured columns of relations are; of other types than before, what is pending says nothing.
-/// False if that could not be noted.
-pub fn check_layouts(runner: &mut Runner) -> bool {
-    let mut altered = false;
-    for number in 0..runner.sync.relations.len() {
-        let relation = &runner.sync.relations[number];
-        let Some(plan) = runner.related.get(&relation.id) else { continue };
-        let layout = i64::from(plan.layout.signature);
-        if relation.layout == Some(layout) {
+/// A relation whose columns were captured as addresses of the sync, and that are of other types than its key by now, is one
+/// that is looked up. False if that could not be noted.
+pub fn check_direct(runner: &mut Runner, source: &Source) -> bool {
+    for relation in &mut runner.sync.relations {
+        let of_key = runner.related.get(&relation.id).is_none_or(|plan| plan.layout == source.layout);
+        if !relation.direct || of_key {
             continue;
         }
         let id = relation.id;
-        if let Err(failed) = transaction(|| store::set_relation_layout(id, layout)) {
+        if let Err(failed) = transaction(|| store::set_indirect(id)) {
             runner.back_off(&failed.to_string());
             return false;
         }
-        altered |= runner.sync.relations[number].layout.replace(layout).is_some();
+        relation.direct = false;
     }
-    if altered {
+    true
+}
+
+/// Notes of what types the captured columns of relations are; of other types than before, what is pending says nothing.
+/// False if that could not be noted.
+pub fn check_layouts(runner: &mut Runner) -> bool {
+    let altered: Vec<(usize, i32, i64, bool)> = runner
+        .sync
+        .relations
+        .iter()
+        .enumerate()
+        .filter_map(|(number, relation)| {
+            let layout = i64::from(runner.related.get(&relation.id)?.layout.signature);
+            (relation.layout != Some(layout)).then_some((number, relation.id, layout, relation.layout.is_some()))
+        })
+        .collect();
+    if altered.iter().any(|&(.., was_known)| was_known) {
         pgrx::log!(
             "pg_fanout: columns that relate rows to documents of sync \"{}\" have other types now; it is reconciled",
             runner.sync.name
         );
         want_phase(runner, Phase::Reconcile);
+        if runner.wanted.is_some() {
+            return false;
+        }
+    }
+    // Only now: what comes after a crash must see the difference, unless it is reconciled anyway.
+    for (number, id, layout, _) in altered {
+        if let Err(failed) = transaction(|| store::set_relation_layout(id, layout)) {
+            runner.back_off(&failed.to_string());
+            return false;
+        }
+        runner.sync.relations[number].layout = Some(layout);
     }
     true
 }

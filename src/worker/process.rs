@@ -76,6 +76,11 @@ pub fn catalog_is_stale() {
     CATALOG_CHANGED.set(true);
 }
 
+/// True if nothing is known to have changed that [`catalog_changed`] has not told yet.
+pub fn catalog_is_known() -> bool {
+    !CATALOG_CHANGED.get()
+}
+
 /// The tables whose alterations [`sources_changed`] tells.
 pub fn watch(sources: impl Iterator<Item = pg_sys::Oid>) {
     WATCHED.with_borrow_mut(|watched| {

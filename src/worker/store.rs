@@ -26,6 +26,12 @@ pub fn set_relation_layout(relation: i32, layout: i64) {
     run("UPDATE fanout.relation SET layout = $2 WHERE relation_id = $1", &[relation.into(), layout.into()]);
 }
 
+/// Rows of a relation are looked up from now on: its columns are not of the types of the source's key any more.
+pub fn set_indirect(relation: i32) {
+    run("UPDATE fanout.relation SET direct = false WHERE relation_id = $1", &[relation.into()]);
+    crate::catalog::changed();
+}
+
 /// Notes as whom the target was claimed.
 pub fn set_claimed(sync: i32, claimed: &str) {
     run("UPDATE fanout.sync SET claimed = $2 WHERE sync_id = $1", &[sync.into(), claimed.into()]);

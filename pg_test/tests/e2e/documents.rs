@@ -441,6 +441,8 @@ fn mistakes_in_queries_and_relations_are_told() {
         ("predicate => 'true); DROP TABLE product; SELECT (true'", "42601", "\"predicate\""),
         ("predicate => 'id'", "42804", "\"predicate\" can't be used: argument of WHERE must be type boolean"),
         ("predicate => 'id IN (SELECT product_id FROM review)'", "0A000", "\"predicate\" reads another table"),
+        ("predicate => 'id = (SELECT max(id) FROM product)'", "0A000", "\"predicate\" reads other rows of the source"),
+        ("document => 'SELECT id, name FROM product FOR UPDATE'", "0A000", "\"document\" locks rows"),
         ("predicate => 'random() > 0.5'", "42P13", "\"predicate\" calls a volatile function"),
         ("columns => '{id, nope}'", "42703", "column \"nope\" named in columns does not exist"),
         ("columns => '{}'", "22023", "\"columns\" names no column"),
@@ -502,4 +504,137 @@ fn mistakes_in_queries_and_relations_are_told() {
     }
     let error = world.db.refusal("SELECT fanout.drop_related('product', 'review')");
     assert_eq!(error.code, "42704", "{error:?}");
+}
+
+#[test]
+fn a_key_that_is_yielded_as_another_type_blocks_the_sync() {
+    let mut world = World::new("key_as_another_type");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE item (id bigint PRIMARY KEY, name text); INSERT INTO item VALUES (1234567, 'a');
+         CREATE TABLE thing (id numeric PRIMARY KEY, name text); INSERT INTO thing VALUES (1234567, 'a');
+         CREATE VIEW things AS SELECT id, name FROM thing",
+    );
+    let item = world.cache_table("item", ", document => 'SELECT id::bigint AS id, name FROM item'");
+    let thing = world.cache_table("thing", ", document => 'SELECT id, name FROM things'");
+    assert_in_step(world, &item);
+    assert_in_step(world, &thing);
+    // The number would be taken for the place in memory where the numeric is.
+    world.db.exec("ALTER TABLE item ALTER id TYPE numeric; UPDATE item SET name = 'b'");
+    world.db.exec(
+        "BEGIN; DROP VIEW things; CREATE VIEW things AS SELECT id::bigint AS id, name FROM thing; COMMIT;
+         UPDATE thing SET name = 'b'",
+    );
+    for sync in [item, thing] {
+        let error = world.try_wait(&sync, "10s").expect_err("it cannot be read");
+        assert_eq!(error.code, "55000", "{error:?}");
+        assert!(error.message.contains("is read as bigint, but in the source it is numeric"), "{error:?}");
+    }
+}
+
+#[test]
+fn what_a_function_sets_ends_with_the_reading() {
+    let mut world = World::new("settings_of_a_function");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE FUNCTION bend(value text) RETURNS text STABLE LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM set_config('TimeZone', 'Asia/Tokyo', false), set_config('extra_float_digits', '-10', false),
+                 set_config('default_transaction_read_only', 'on', false);
+             RETURN value; END $$;
+         CREATE TABLE bent (id int PRIMARY KEY, name text); INSERT INTO bent VALUES (1, 'a');
+         CREATE TABLE straight (id int PRIMARY KEY, at timestamptz, number float8)",
+    );
+    let bent = world.cache_table("bent", ", document => 'SELECT id, bend(name) AS name FROM bent'");
+    let straight = world.cache_table("straight", "");
+    world.wait(&bent);
+    world.db.exec("INSERT INTO straight VALUES (1, '2026-01-01 00:00:00+00', 0.30000000000000004)");
+    assert_in_step(world, &straight);
+}
+
+/// Items with the sum of what refers to them.
+fn items(world: &mut World, more: &str, relation: &str) -> String {
+    world.db.exec(
+        "CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item SELECT i, 'n' FROM generate_series(1, 500) AS i;
+         CREATE TABLE part (id int PRIMARY KEY, item_id int, of text, weight int);
+         INSERT INTO part SELECT i, i, i, 1 FROM generate_series(1, 500) AS i; BEGIN",
+    );
+    let sync = world.cache_table(
+        "item",
+        &format!(
+            ", document => 'SELECT i.id, i.name, (SELECT sum(weight) FROM part p WHERE {more}) AS weight FROM item i'"
+        ),
+    );
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'part', {relation}); COMMIT"));
+    assert_in_step(world, &sync);
+    sync
+}
+
+#[test]
+fn a_related_row_that_the_keys_fail_for_does_not_stop_the_sync() {
+    let mut world = World::new("keys_that_fail");
+    let world = &mut world;
+    let sync = items(world, "p.of = i.id::text", "columns => '{of}', keys => 'SELECT of::int FROM changed'");
+    world.db.exec(
+        "INSERT INTO part SELECT 1000 + i, 0, CASE i WHEN 70 THEN 'oops' ELSE i::text END, 1 FROM generate_series(1, 100) AS i;
+         UPDATE item SET name = 'later' WHERE id = 3",
+    );
+    assert_in_step(world, &sync);
+    assert!(world.status(&sync, "last_error").contains("invalid input syntax"), "it is said");
+    world.db.exec("UPDATE part SET of = '7' WHERE of = 'oops'");
+    assert_in_step(world, &sync);
+}
+
+#[test]
+fn a_referring_column_of_another_type_than_the_key_is_looked_up() {
+    let mut world = World::new("referring_column_retyped");
+    let world = &mut world;
+    let sync = items(world, "p.item_id = i.id", "columns => '{item_id}'");
+    world.db.exec("ALTER TABLE part ALTER item_id TYPE bigint; UPDATE part SET weight = 2 WHERE id = 3");
+    assert_in_step(world, &sync);
+    let before: i64 = world.status(&sync, "delivered").parse().expect("a number");
+    for weight in 3..6 {
+        world.db.exec(&format!("UPDATE part SET weight = {weight} WHERE id = 3"));
+        assert_in_step(world, &sync);
+    }
+    let after: i64 = world.status(&sync, "delivered").parse().expect("a number");
+    assert_eq!(after - before, 3, "nothing but its document, each time");
+}
+
+#[test]
+fn wait_is_refused_where_a_related_table_was_written() {
+    let mut world = World::new("wait_after_related");
+    let world = &mut world;
+    let sync = items(
+        world,
+        "p.item_id = i.id AND p.of = i.id::text",
+        "columns => '{of}', keys => 'SELECT of::int FROM changed'",
+    );
+    world.db.exec("BEGIN; UPDATE part SET weight = 2 WHERE id = 3");
+    let error = world.db.refusal(&format!("SELECT fanout.wait('{sync}')"));
+    assert_eq!(error.code, "25001", "{error:?}");
+    world.db.exec("ROLLBACK");
+}
+
+#[test]
+fn a_related_column_may_be_an_array() {
+    let mut world = World::new("related_array");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 100);
+         CREATE TABLE offer (id int PRIMARY KEY, items int[], percent int);
+         INSERT INTO offer SELECT i, ARRAY[i, i + 1, NULL], i FROM generate_series(1, 100, 7) AS i; BEGIN",
+    );
+    let sync = world.cache_table(
+        "item",
+        ", document => 'SELECT i.id, (SELECT max(percent) FROM offer WHERE i.id = ANY (items)) AS percent FROM item i'",
+    );
+    world.db.exec(&format!(
+        "SELECT fanout.related('{sync}', 'offer', columns => '{{items}}', keys => 'SELECT unnest(items) FROM changed'); COMMIT"
+    ));
+    assert_in_step(world, &sync);
+    world.db.exec(
+        "UPDATE offer SET percent = 99 WHERE id = 8; UPDATE offer SET items = '{50,51}' WHERE id = 1;
+         DELETE FROM offer WHERE id = 15; INSERT INTO offer VALUES (200, NULL, 1), (201, '{}', 2), (202, '{77,78}', 100)",
+    );
+    assert_in_step(world, &sync);
 }
