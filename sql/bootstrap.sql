@@ -76,6 +76,7 @@ CREATE TABLE fanout.dead_letter (
     sync_id     int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
     address     bytea NOT NULL,
     document_id text NOT NULL,
+    key         text[],
     status      int,
     reason      text NOT NULL,
     attempts    int NOT NULL DEFAULT 1,

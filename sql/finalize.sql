@@ -32,6 +32,14 @@ COMMENT ON FUNCTION fanout.drop_sync IS
     'ends a sync: drops its triggers and its state; the target stays unless drop_target';
 COMMENT ON FUNCTION fanout.retry IS
     'tries the dead letters of a sync (or the one with this id) anew; returns how many';
+COMMENT ON FUNCTION fanout.alter_sync IS
+    'changes a sync: NULL leaves as it is, reset names what goes back to its default; returns what that takes (nothing, reconcile, resync), and with dry_run does no more';
+COMMENT ON FUNCTION fanout.check IS
+    'finds what is wrong with settings, worker, permissions, triggers and targets, and says what to do: one row a check';
+COMMENT ON FUNCTION fanout.explain IS
+    'why a row is not, or wrongly, in the target: one row a step, with what to do in the last; for the sync''s owner';
+COMMENT ON FUNCTION fanout.document IS
+    'the document that a sync would send of a row now, by the values of its key columns; NULL if there is no such row; for the sync''s owner';
 COMMENT ON FUNCTION fanout.enqueue IS
     'says that a row changed, by the values of its key columns: it is delivered, or deleted from the target, as it is then';
 COMMENT ON FUNCTION fanout.enqueue_keys IS
@@ -40,3 +48,6 @@ COMMENT ON FUNCTION fanout.enqueue_keys IS
 COMMENT ON SEQUENCE fanout.sync_sync_id_seq IS 'numbers of syncs';
 COMMENT ON FUNCTION fanout.wait IS
     'returns when all that was committed before the call is in the sync''s target, searchable or cached';
+
+-- What the views do not show of it: how a sync was made. There are no secrets in it, and no values of rows.
+GRANT SELECT ON fanout.sync, fanout.relation TO pg_monitor;

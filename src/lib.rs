@@ -12,10 +12,12 @@ mod document;
 mod error;
 mod journal;
 mod network;
+mod repair;
 mod search;
 mod server;
 mod settings;
 mod status;
+mod waits;
 mod worker;
 
 use pgrx::prelude::*;

@@ -13,6 +13,8 @@ static BATCH_DOCUMENTS: GucSetting<i32> = GucSetting::<i32>::new(2000);
 static PENDING_KEYS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
 static BACKLOG_KEYS: GucSetting<i32> = GucSetting::<i32>::new(10_000_000);
 static SEGMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+static BULK_LOAD: GucSetting<bool> = GucSetting::<bool>::new(false);
+static DEAD_LETTERS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static OWNER_STALE: GucSetting<i32> = GucSetting::<i32>::new(60);
 
 /// Defines the settings. Called when the library is loaded.
@@ -120,6 +122,24 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    int(
+        c"fanout.dead_letters",
+        &DEAD_LETTERS,
+        c"How many dead letters of one sync are kept.",
+        c"Past it the oldest are forgotten, which is logged, as it is at 80 %.",
+        100,
+        10_000_000,
+        GucContext::Sighup,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_bool_guc(
+        c"fanout.bulk_load",
+        c"Notes no keys: each sync whose table is written to is reconciled after the commit.",
+        c"For loads that change most of a table. Nothing is lost; GRANT SET ON PARAMETER lets others than superusers use it.",
+        &BULK_LOAD,
+        GucContext::Suset,
+        GucFlags::empty(),
+    );
     // SAFETY: the prefix is a C string; called while the library is loaded, after its settings are defined.
     unsafe {
         pgrx::pg_sys::MarkGUCPrefixReserved(c"fanout".as_ptr());
@@ -169,6 +189,16 @@ pub fn backlog_keys() -> usize {
 /// Blocks at which a segment is left for the next.
 pub fn segment_blocks() -> u32 {
     (SEGMENT_SIZE.get() as u32 * 1024 / pgrx::pg_sys::BLCKSZ).max(2)
+}
+
+/// True if writes note no keys, but that all is to be reconciled.
+pub fn bulk_load() -> bool {
+    BULK_LOAD.get()
+}
+
+/// Dead letters of a sync that are kept.
+pub fn dead_letters() -> usize {
+    DEAD_LETTERS.get() as usize
 }
 
 /// Age at which another cluster's heartbeat counts for nothing.

@@ -125,6 +125,17 @@ impl Ownership {
     }
 }
 
+/// Who feeds a target, for people to read.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Owner {
+    /// Its identity and timeline.
+    pub identity: String,
+    /// Its text for people.
+    pub by: String,
+    /// When it last said that it is alive, milliseconds since 1970 by its own clock.
+    pub heartbeat_ms: u64,
+}
+
 /// What is stored in the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Control {

@@ -88,8 +88,8 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
             Plan::Reconcile { sync } => return transaction::mark(*sync),
             Plan::Addresses { id, sync, layout, columns, skip_null } => (*id, *sync, *layout, columns, *skip_null),
         };
-        if data.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 {
-            // TRUNCATE, or a statement trigger put there by hand: which rows is not known here.
+        if data.tg_event & pg_sys::TRIGGER_EVENT_ROW == 0 || crate::settings::bulk_load() {
+            // TRUNCATE, or a statement trigger put there by hand: which rows is not known here. In a bulk load it is not wanted.
             return transaction::mark(sync);
         }
         SCRATCH.with_borrow_mut(|(first, second)| {

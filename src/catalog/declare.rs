@@ -117,7 +117,8 @@ fn not_null<T>(name: &str, value: Option<T>) -> T {
     })
 }
 
-fn one_of(argument: &str, value: Option<String>, valid: &[&str]) -> String {
+/// The value of an argument that has few valid ones; an ERROR if it is another.
+pub fn one_of(argument: &str, value: Option<String>, valid: &[&str]) -> String {
     let value = not_null(argument, value);
     if valid.contains(&value.as_str()) {
         return value;
@@ -174,7 +175,8 @@ fn default_index(table: &Table) -> String {
     }
 }
 
-fn check_fields(fields: &[Column]) {
+/// Raises unless engines take fields of these names.
+pub fn check_fields(fields: &[Column]) {
     for column in fields {
         if let Some(problem) = field_name_problem(&column.name) {
             failure(
@@ -189,7 +191,7 @@ fn check_fields(fields: &[Column]) {
 
 /// Each is a field, a field with a boost (`title^3`), or a subfield of one (`title.keyword`). `any`: which fields there are is
 /// not known.
-fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<String>>) -> Vec<String> {
+pub fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<String>>) -> Vec<String> {
     let fields: Vec<String> = fields.into_iter().map(|field| not_null("search_fields", field)).collect();
     if fields.is_empty() {
         failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"search_fields\" names no column")
@@ -226,7 +228,7 @@ fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<String>>)
 }
 
 /// Milliseconds of an interval, by EXTRACT(epoch)'s rule: a month is 30 days, a year 365.25.
-fn ttl_milliseconds(ttl: &Interval) -> i64 {
+pub fn ttl_milliseconds(ttl: &Interval) -> i64 {
     const DAY_MS: i128 = 24 * 3_600_000;
     let (years, months) = (i128::from(ttl.months() / 12), i128::from(ttl.months() % 12));
     let milliseconds = years * (DAY_MS * 1461 / 4)
@@ -244,7 +246,8 @@ fn ttl_milliseconds(ttl: &Interval) -> i64 {
     milliseconds as i64
 }
 
-fn check_jitter(jitter: f64) -> f64 {
+/// The part of a time to live by which expiry is spread; an ERROR if it is none.
+pub fn check_jitter(jitter: f64) -> f64 {
     if (0.0..=1.0).contains(&jitter) {
         return jitter;
     }

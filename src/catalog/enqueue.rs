@@ -211,6 +211,36 @@ fn address_columns(sync: &Sync, table: &Table) -> Vec<Column> {
     sync.address_columns.iter().map(find).collect()
 }
 
+/// The address of the row with these values: those of the key, or of all address columns. What is not given is NULL in it.
+/// An ERROR where there are neither so many, or one is none of its column's type.
+pub fn address_of(sync: &Sync, values: &[Option<String>]) -> Vec<u8> {
+    let columns = address_columns(sync, &Table::get(sync.source));
+    if values.len() != columns.len() && values.len() != sync.key_columns.len() {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("sync \"{}\" knows its rows by other columns than {} value(s)", sync.name, values.len()),
+        )
+        .detail(format!("Its key is ({}).", sync.key_columns.join(", ")))
+        .hint("Give the values of the key in that order.")
+        .raise();
+    }
+    let mut address = Vec::new();
+    for (place, column) in columns.iter().enumerate() {
+        let datum = values.get(place).and_then(Option::as_deref).map(|value| input(column, value));
+        let null = datum.is_none();
+        // SAFETY: the datum comes from the input function of the column's type.
+        unsafe {
+            image::put_datum(
+                &mut address,
+                image::Storage::of(column.type_oid),
+                datum.unwrap_or_else(pg_sys::Datum::null),
+                null,
+            );
+        }
+    }
+    address
+}
+
 /// How a sync's address columns are stored.
 pub fn layout(sync: &Sync) -> Vec<image::Storage> {
     let table = Table::get(sync.source);

@@ -1,11 +1,12 @@
 //! The catalog of syncs: table `fanout.sync`, read into Rust.
 
 pub mod acting;
-mod admin;
+pub mod admin;
+mod alter;
 mod dead_letters;
 mod declare;
 pub mod document;
-mod enqueue;
+pub mod enqueue;
 mod foreign_keys;
 pub mod key;
 pub mod mapping;
@@ -13,7 +14,7 @@ mod naming;
 mod regclass;
 mod relation;
 pub mod source;
-mod triggers;
+pub mod triggers;
 
 use crate::error::failure;
 use acting::privileged;
@@ -189,18 +190,18 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
 }
 
 /// What a statement of our own gave; its failure is a bug of ours or a damaged catalog.
-fn ours<T>(result: Result<T, pgrx::spi::Error>) -> T {
+pub fn ours<T>(result: Result<T, pgrx::spi::Error>) -> T {
     result.unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise())
 }
 
 /// The role whose rights count: the current one, so that SECURITY DEFINER functions act for their owners.
-fn caller() -> pg_sys::Oid {
+pub fn caller() -> pg_sys::Oid {
     // SAFETY: reads a variable of the backend.
     unsafe { pg_sys::GetUserId() }
 }
 
 /// Raises unless the library is preloaded: without the worker a sync would never be delivered.
-fn require_preloaded() {
+pub fn require_preloaded() {
     if !crate::worker::shared::preloaded() {
         failure(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -5,8 +5,8 @@
 
 use crate::catalog::acting::{acting_as, privileged};
 use crate::catalog::naming::trigger_names;
-use crate::catalog::ours;
 use crate::catalog::source::Table;
+use crate::catalog::{Sync, ours};
 use crate::server::quoted;
 use pgrx::{Spi, pg_sys};
 
@@ -79,6 +79,67 @@ pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
         .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {name}", quoted(trigger)))
         .collect();
     acting_as(table.owner, || run(&commands));
+}
+
+/// What is wrong with all triggers of a sync, those on related tables too; empty if nothing is.
+pub fn wrong(sync: &Sync) -> Vec<String> {
+    let related = sync.relations.iter().map(|relation| (relation.source, Some(relation.id)));
+    std::iter::once((sync.source, None))
+        .chain(related)
+        .flat_map(|(table, relation)| match Table::find(table) {
+            Some(table) => health(&table, &sync.name, relation),
+            None => vec![format!("a table with OID {} was dropped", table.to_u32())],
+        })
+        .collect()
+}
+
+/// What is wrong with the triggers of a sync on a table, its source or that of a relation; empty if nothing is.
+fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
+    let (row, truncate) = trigger_names(sync, relation);
+    // Row triggers are cloned to partitions, where they can be disabled one by one.
+    let states = privileged(|| {
+        ours(Spi::connect(|client| -> Result<Vec<(String, String, String, bool)>, pgrx::spi::Error> {
+            let mut found = Vec::new();
+            for known in client.select(
+                "WITH RECURSIVE tree(relid) AS (
+                     SELECT $1::pg_catalog.oid
+                     UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+                 SELECT t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text, (t.tgtype & 1) = 1
+                 FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
+                 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                 WHERE n.nspname = 'fanout' AND p.proname = 'capture'
+                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
+                       || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
+                None,
+                &[table.oid.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
+            )? {
+                found.push((
+                    known.get(1)?.unwrap_or_default(),
+                    known.get(2)?.unwrap_or_default(),
+                    known.get(3)?.unwrap_or_default(),
+                    known.get(4)?.unwrap_or_default(),
+                ));
+            }
+            Ok(found)
+        }))
+    });
+    let mut wrong = Vec::new();
+    for (name, of_rows) in [(&row, true), (&truncate, false)] {
+        if !states.iter().any(|state| state.3 == of_rows) {
+            wrong.push(format!("trigger {name} is missing"));
+        }
+    }
+    for (relation, name, enabled, _) in &states {
+        match enabled.as_str() {
+            "A" => {}
+            "D" => wrong.push(format!("trigger {name} of {relation} is disabled")),
+            "R" => wrong.push(format!("trigger {name} of {relation} fires for replicas only")),
+            _ => wrong
+                .push(format!("trigger {name} of {relation} does not fire where session_replication_role is replica")),
+        }
+    }
+    wrong
 }
 
 /// The triggers on a table that call `fanout.capture` with the sync's name, and the relation's number.

@@ -1,9 +1,11 @@
 //! From addresses to documents: reading rows as they are now.
 
+mod backend;
 pub mod query;
 mod read;
 mod source;
 pub mod statements;
 
+pub use backend::{OUTPUT, as_worker};
 pub use read::{Plans, Related, twice};
 pub use source::{Source, Unreadable};

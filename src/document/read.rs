@@ -14,6 +14,9 @@ use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
 use std::ffi::{CStr, CString};
 
+/// What is done with each row, its address and its document; false: no more are wanted.
+type Visit<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> bool + 'a;
+
 /// A prepared statement; freed when dropped.
 struct Plan(pg_sys::SPIPlanPtr);
 
@@ -320,13 +323,7 @@ fn arrays(
     (columns.into_iter().zip(storages).enumerate().map(array).collect(), malformed)
 }
 
-fn execute_on_blocks(
-    plan: &Plan,
-    source: &Source,
-    from: u32,
-    to: u32,
-    visit: &mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
-) -> usize {
+fn execute_on_blocks(plan: &Plan, source: &Source, from: u32, to: u32, visit: &mut Visit) -> usize {
     let mut bounds = [from, to].map(|block| {
         let mut tid = Box::new(pg_sys::ItemPointerData::default());
         pgrx::itemptr::item_pointer_set_all(&mut tid, block, 0);
@@ -341,7 +338,7 @@ fn execute_on_blocks(
 struct Receiver<'a> {
     base: pg_sys::DestReceiver,
     source: &'a Source,
-    visit: &'a mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
+    visit: &'a mut Visit<'a>,
     address: Vec<u8>,
     rows: usize,
     /// Emptied after each row.
@@ -398,7 +395,7 @@ fn execute(
     arguments: &[pg_sys::Datum],
     types: &[pg_sys::Oid],
     source: &Source,
-    visit: &mut dyn FnMut(&[u8], Option<&[u8]>) -> bool,
+    visit: &mut Visit,
 ) -> usize {
     let _session = Session::open();
     // SAFETY: the plan was prepared with parameters of these types. The receiver outlives the execution. Its context goes with

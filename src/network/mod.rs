@@ -12,9 +12,10 @@ use pgrx::{check_for_interrupts, pg_sys};
 
 pub use failure::{Asked, raise};
 pub use helper::{ClientKey, Clients};
-pub use target::{EngineTarget, cache_target, engine_target};
+pub use target::{EngineTarget, OwnersTarget, cache_target, engine_target, owners_target};
 
 use crate::error::failure as error;
+use crate::waits::{Wait, event};
 use helper::Helper;
 
 thread_local! {
@@ -41,7 +42,7 @@ pub fn request<T: Send + 'static>(job: impl FnOnce(&mut Clients) -> T + Send + '
                 (pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
                 helper.fd(),
                 -1,
-                pg_sys::PG_WAIT_EXTENSION,
+                event(Wait::Target),
             )
         };
         if events as u32 & pg_sys::WL_LATCH_SET != 0 {

@@ -5,7 +5,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::{Asked, ClientKey, Clients, raise};
-use crate::error::failure;
+use crate::error::{Failure, failure};
 
 /// A search engine that the caller may use.
 pub struct EngineTarget {
@@ -30,11 +30,44 @@ pub struct CacheTarget {
 fn resolve(server: &str) -> (ClientKey, ServerConfig) {
     // SAFETY: reads the identity that this statement runs under.
     let user = unsafe { pg_sys::GetUserId() };
-    let config = crate::server::config(server, user).unwrap_or_else(|failure| failure.raise());
+    resolve_as(server, user).unwrap_or_else(|failure| failure.raise())
+}
+
+fn resolve_as(server: &str, user: pg_sys::Oid) -> Result<(ClientKey, ServerConfig), Failure> {
+    let config = crate::server::config(server, user)?;
     let name = std::ffi::CString::new(server).unwrap_or_default();
     // SAFETY: a catalog look-up by a NUL-terminated name; InvalidOid for what is missing.
     let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
-    (ClientKey { server: oid.to_u32(), user: user.to_u32() }, config)
+    Ok((ClientKey { server: oid.to_u32(), user: user.to_u32() }, config))
+}
+
+/// A target as the worker reaches it: with the rights and the user mapping of the sync's owner.
+pub enum OwnersTarget {
+    /// A search engine.
+    Engine(EngineTarget),
+    /// A Redis.
+    Cache(CacheTarget),
+}
+
+/// The target behind a server for a sync's owner. Whether the caller may act for that role is for the caller to check.
+pub fn owners_target(server: &str, owner: pg_sys::Oid) -> Result<OwnersTarget, Failure> {
+    let (key, config) = resolve_as(server, owner)?;
+    let server = server.to_owned();
+    Ok(match config {
+        ServerConfig::Engine(config) => OwnersTarget::Engine(EngineTarget { server, key, config }),
+        ServerConfig::Redis(config) => OwnersTarget::Cache(CacheTarget { server, key, config }),
+    })
+}
+
+impl EngineTarget {
+    /// Runs `command` on the helper thread.
+    pub fn try_run<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(&delivery::engine::Engine) -> delivery::Result<T> + Send + 'static,
+    ) -> delivery::Result<T> {
+        let (key, config) = (self.key, self.config.clone());
+        super::request(move |clients: &mut Clients| clients.engine(key, &config).and_then(command))
+    }
 }
 
 /// The search engine behind a foreign server, or an ERROR.
@@ -60,15 +93,15 @@ fn wrong_kind(server: &str, wanted: &str, wrapper: &str) -> ! {
 }
 
 impl CacheTarget {
-    /// Runs `command` on the helper thread, and raises its failure. A connection that broke while it was idle is made anew
-    /// once, if `command` may be given twice.
-    pub fn run<T: Send + 'static>(
+    /// Runs `command` on the helper thread. A connection that broke while it was idle is made anew once, if `command` may be
+    /// given twice.
+    pub fn try_run<T: Send + 'static>(
         &self,
         repeatable: bool,
         command: impl Fn(&mut delivery::keyspace::RedisTarget) -> delivery::Result<T> + Send + 'static,
-    ) -> T {
+    ) -> delivery::Result<T> {
         let (key, config) = (self.key, self.config.clone());
-        let outcome = super::request(move |clients: &mut Clients| {
+        super::request(move |clients: &mut Clients| {
             let first = clients.cache(key, &config).and_then(&command);
             let Err(error) = first else { return first };
             if error.kind() == delivery::ErrorKind::BadRequest {
@@ -79,8 +112,16 @@ impl CacheTarget {
                 return clients.cache(key, &config).and_then(&command);
             }
             Err(error)
-        });
-        outcome.unwrap_or_else(|error| {
+        })
+    }
+
+    /// As [`CacheTarget::try_run`], and raises its failure.
+    pub fn run<T: Send + 'static>(
+        &self,
+        repeatable: bool,
+        command: impl Fn(&mut delivery::keyspace::RedisTarget) -> delivery::Result<T> + Send + 'static,
+    ) -> T {
+        self.try_run(repeatable, command).unwrap_or_else(|error| {
             if error.message().contains("WRONGTYPE") {
                 failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "the key does not hold a string")
                     .detail(error.to_string())

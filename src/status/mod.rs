@@ -1,5 +1,7 @@
-//! What the worker is doing: `fanout.status` and `fanout.wait()`.
+//! What the worker is doing: `fanout.status`, `fanout.progress`, `fanout.wait()`, `fanout.check()`.
 
+mod check;
+mod progress;
 mod wait;
 
 use crate::catalog::acting::privileged;
@@ -12,13 +14,14 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Microseconds between 1970 and 2000, where timestamps of PostgreSQL begin.
 const EPOCH_SHIFT: i64 = 946_684_800_000_000;
 
-fn timestamp(microseconds: i64) -> Option<TimestampWithTimeZone> {
+/// A time of shared memory as SQL has it.
+pub fn timestamp(microseconds: i64) -> Option<TimestampWithTimeZone> {
     // SAFETY of the conversion is the type's own: an out-of-range value is an Err.
     TimestampWithTimeZone::try_from(microseconds - EPOCH_SHIFT).ok()
 }
 
 /// What a sync is doing, in one word: the worker's own account, unless it cannot give one.
-fn state(sync: &Sync) -> String {
+pub fn state(sync: &Sync) -> String {
     if sync.identity != catalog::identity() {
         return SyncState::Parked.as_str().into();
     }
@@ -35,6 +38,11 @@ fn state(sync: &Sync) -> String {
             shared::sync_slot(sync.id, false).map_or(SyncState::Waiting, |slot| slot.state()).as_str().into()
         }
     }
+}
+
+/// The last error of a sync.
+pub fn last_error(sync: &Sync) -> Option<String> {
+    shared::sync_slot(sync.id, false)?.error().map(|error| error.0)
 }
 
 /// True if the caller may see what a sync is doing: its owner, and members of pg_monitor.

@@ -41,7 +41,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
         .hint("Commit first, then call fanout.wait() in a transaction of its own.")
         .raise();
     }
-    let Some(database) = shared::database() else { not_preloaded() };
+    catalog::require_preloaded();
+    let Some(database) = shared::database() else { no_slot() };
     // The worker makes the slot; a sync that was committed a moment ago has none yet.
     let began = Instant::now();
     let left = |began: Instant| limit.map(|limit| limit.saturating_sub(began.elapsed()));
@@ -103,8 +104,12 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
     }
 }
 
-fn not_preloaded() -> ! {
-    failure(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "pg_fanout is not in shared_preload_libraries")
-        .hint("Add it to shared_preload_libraries and restart the server.")
+fn no_slot() -> ! {
+    failure(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "no worker can serve this database")
+        .detail(format!(
+            "There are syncs in {} databases of this server, and no more can have some.",
+            shared::MAX_DATABASES
+        ))
+        .hint("Drop the extension, or the database, where syncs are no longer needed.")
         .raise()
 }

@@ -69,6 +69,25 @@ impl Naming<'_> {
             .collect();
         Some(template.render(&ordered?))
     }
+
+    /// Image of the address that an id or key of the target stands for; None if it is none of this sync's. Raises where the
+    /// text is none of the key's type.
+    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
+        let Some(template) = self.template else {
+            return self.source.parse(&delivery::id::parse_document_id(name, self.source.keys)?);
+        };
+        let values = template.parse_key(name)?;
+        let ordered: Option<Vec<Option<String>>> = self
+            .sync
+            .address_columns
+            .iter()
+            .map(|column| {
+                let place = template.columns().iter().position(|known| known == column)?;
+                values.get(place).cloned()
+            })
+            .collect();
+        self.source.parse(&ordered?)
+    }
 }
 
 /// A batch for either kind of target.
@@ -179,7 +198,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// A document's fields as a Redis hash has them: strings bare, NULL left out, everything else as JSON.
-fn hash_fields(document: &[u8]) -> Vec<(String, String)> {
+pub fn hash_fields(document: &[u8]) -> Vec<(String, String)> {
     let parsed: BTreeMap<String, &serde_json::value::RawValue> = match serde_json::from_slice(document) {
         Ok(parsed) => parsed,
         Err(_) => return Vec::new(),
@@ -313,7 +332,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
 pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
     let version = clock.next()?;
     let bound = settings::batch_bytes().min(runner.flow.batch_bytes());
-    let limit = limit(runner);
+    let limit = limit(runner).min(runner.pace.rows());
     let source_oid = runner.sync.source;
     let files = transaction(|| super::store::extent(source_oid).1)?;
     let Some(scan) = &mut runner.scan else { return Ok(Vec::new()) };
@@ -354,6 +373,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     match read {
         Ok(((batches, mean), rows)) => {
             let late = late.iter().filter(|address| runner.pending.mark_in_slice(address, slice)).count();
+            runner.pace.spend(rows, std::time::Instant::now());
             if let Some(scan) = &mut runner.scan {
                 scan.was_read(slice, to - from, rows, claimed.len() + late);
                 for before in claimed.iter().filter_map(|&(_, before)| before) {

@@ -8,6 +8,16 @@ use super::shared;
 use super::transaction::{Failed, flush_wal, transaction};
 use pgrx::prelude::*;
 
+/// The second of the day in the time zone of the server's log: the worker's own is pinned.
+pub fn second_of_day() -> u32 {
+    // SAFETY: log_timezone is set in every process, and the result is a static of that library, copied at once.
+    unsafe {
+        let now: pg_sys::pg_time_t = shared::now() / 1_000_000;
+        let local = pg_sys::pg_localtime(&now, pg_sys::log_timezone);
+        if local.is_null() { 0 } else { ((*local).tm_hour * 3600 + (*local).tm_min * 60 + (*local).tm_sec) as u32 }
+    }
+}
+
 /// How far ahead versions are reserved, in microseconds.
 const AHEAD: i64 = 60_000_000;
 

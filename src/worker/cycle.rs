@@ -1,8 +1,10 @@
 //! The worker's loop: reports in, journal polled, rows read, batches out; then sleep.
 
+use super::activity;
 use super::batch;
 use super::clock::Clock;
 use super::outcome;
+use super::pace::{Hold, Pace};
 use super::rotation::Rotation;
 use super::runner::{HEARTBEAT, Runner};
 use super::scan::{Ids, Scan};
@@ -14,6 +16,7 @@ use crate::catalog::{self, Kind, Phase, Sync};
 use crate::document::{Plans, Related, Source, Unreadable};
 use crate::journal::format::{Entry, of_relation, unpack};
 use crate::journal::reader::{Payloads, Reader};
+use crate::waits::{Wait as Waiting, event};
 use crate::{server, settings};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use delivery::config::ServerConfig;
@@ -32,6 +35,8 @@ const SENDERS: usize = 2;
 pub const PAGE: usize = 2000;
 /// Least time between two polls: what many writers commit meanwhile is read at once, and they keep the processor.
 const POLL_PAUSE: Duration = Duration::from_millis(1);
+/// How often the status is written while there is something to do.
+const PUBLISH: Duration = Duration::from_millis(250);
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
 const SCAN_PENDING: usize = 20_000;
 
@@ -93,6 +98,8 @@ pub struct Worker {
     turn: usize,
     started: Instant,
     busy: Instant,
+    /// When the status was written last.
+    published: Instant,
 }
 
 impl Worker {
@@ -124,6 +131,7 @@ impl Worker {
             turn: 0,
             started: Instant::now(),
             busy: Instant::now(),
+            published: Instant::now(),
         };
         worker.reload()?;
         Ok(worker)
@@ -177,6 +185,11 @@ impl Worker {
         Ok(())
     }
 
+    /// True if the journal was read after so many commits.
+    pub fn has_polled(&self, commits: u64) -> bool {
+        self.polled_commits.is_some_and(|polled| polled >= commits)
+    }
+
     /// Runs until the process is told to end; returns when there is nothing to do for good.
     pub fn run(&mut self) -> Result<(), Failed> {
         loop {
@@ -205,18 +218,21 @@ impl Worker {
                     runner.source = None;
                 }
             }
+            super::question::answer(self);
             let mut ids: Vec<i32> = self.runners.keys().copied().collect();
             self.turn = (self.turn + 1) % ids.len().max(1);
             ids.rotate_left(self.turn);
             for id in ids {
                 worked |= self.tend(id);
             }
+            // Also where there is always something to do, the status must not stand still.
+            if !worked || self.published.elapsed() > PUBLISH {
+                self.published = Instant::now();
+                self.runners.values_mut().for_each(Runner::publish);
+            }
             if worked {
                 self.busy = Instant::now();
                 continue;
-            }
-            for runner in self.runners.values_mut() {
-                runner.publish();
             }
             self.database.failures.store(0, Relaxed);
             if self.may_leave() {
@@ -241,7 +257,7 @@ impl Worker {
             let delayed = runner.pending.wake_delayed(now);
             let blocked = if runner.is_active() { runner.not_before } else { None };
             let wanted = runner.wanted.map(|_| runner.wanted_at);
-            for at in [delayed, blocked, wanted].into_iter().flatten().filter(|&at| at > now) {
+            for at in [delayed, blocked, wanted, runner.scan_at].into_iter().flatten().filter(|&at| at > now) {
                 until = until.min(at);
             }
         }
@@ -259,6 +275,7 @@ impl Worker {
             let events =
                 pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
             // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
+            activity::idle();
             unsafe {
                 pg_sys::pgstat_report_stat(true);
                 pg_sys::WaitLatchOrSocket(
@@ -266,7 +283,7 @@ impl Worker {
                     events as i32,
                     self.wake_reader.fd(),
                     timeout,
-                    pg_sys::PG_WAIT_EXTENSION,
+                    event(Waiting::Worker),
                 );
             }
         }
@@ -435,6 +452,7 @@ impl Worker {
         if !runner.may_try(now) {
             return false;
         }
+        activity::at_work(runner);
         if runner.senders.is_none() && !self.connect(id) {
             return false;
         }
@@ -632,6 +650,12 @@ impl Worker {
     fn scan_may_read(&mut self, id: i32) -> bool {
         let Some(runner) = self.runners.get_mut(&id) else { return false };
         let Some(scan) = &mut runner.scan else { return false };
+        let held = if scan.has_more() { runner.pace.hold(Instant::now(), super::clock::second_of_day()) } else { None };
+        runner.outside_window = matches!(held, Some(Hold::Window(_)));
+        runner.scan_at = held.map(|(Hold::Rate(wait) | Hold::Window(wait))| Instant::now() + wait);
+        if held.is_some() {
+            return false;
+        }
         match &scan.ids {
             Ids::Done => {
                 if scan.is_done() {
@@ -874,6 +898,8 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         runner.wanted = None;
         runner.forget_scan();
     }
+    runner.pace = Pace::of(&sync.options);
+    runner.scan_at = None;
     runner.sync = sync;
     runner.publish();
 }

@@ -6,6 +6,7 @@
 use super::shared::{self, WorkerState};
 use super::signals;
 use crate::settings;
+use crate::waits::{Wait, event};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -85,7 +86,7 @@ pub extern "C-unwind" fn fanout_launcher_main(_arg: pg_sys::Datum) {
             }
             let wait = tend(&mut launched);
             let events = (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
-            pg_sys::WaitLatch(pg_sys::MyLatch, events, wait, pg_sys::PG_WAIT_EXTENSION);
+            pg_sys::WaitLatch(pg_sys::MyLatch, events, wait, event(Wait::Launcher));
         }
     }
 }

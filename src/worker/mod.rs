@@ -1,24 +1,29 @@
 //! The worker: one background process a database that delivers what the journal holds, and the launcher that starts it.
 
+mod activity;
 mod batch;
 mod clock;
 mod cycle;
 mod fan_out;
 mod launcher;
 mod outcome;
+pub mod pace;
 mod pending;
 mod process;
+mod question;
 mod rotation;
 mod runner;
-mod scan;
+pub mod scan;
 pub mod shared;
 mod signals;
-mod store;
+pub mod store;
 mod target;
-mod transaction;
+pub mod transaction;
 mod utility;
 
-pub use process::on_relcache;
+pub use batch::{Naming, hash_fields};
+pub use process::{incarnation, on_relcache};
+pub use question::{Answer, Place, ask};
 pub use utility::transaction_ended;
 
 /// Asks for shared memory, registers the launcher and the hook on utility statements. Called while the library is preloaded.

@@ -7,6 +7,7 @@ use super::runner::{Runner, Target, shared_add};
 use super::scan::Ids;
 use super::store::{self, DeadLetter};
 use super::transaction::{Failed, transaction};
+use crate::settings;
 use delivery::bulk::BulkOutcome;
 use delivery::error::RetryClass;
 use delivery::keyspace::RedisOutcome;
@@ -270,19 +271,23 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
     let sync = runner.sync.id;
     let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
     let noted = batch::read_as_owner(&runner.sync, || {
-        addresses.iter().map(|address| runner.render(address).unwrap_or_default()).collect::<Vec<_>>()
+        addresses
+            .iter()
+            .map(|address| (runner.render(address).unwrap_or_default(), runner.key(address)))
+            .collect::<Vec<_>>()
     })
-    .or_else(|_| Ok::<_, Failed>(vec![String::new(); addresses.len()]))
+    .or_else(|_| Ok::<_, Failed>(vec![(String::new(), None); addresses.len()]))
     .and_then(|ids| {
         transaction(|| {
             let letters: Vec<DeadLetter> = rejected
                 .iter()
                 .zip(&addresses)
                 .zip(ids)
-                .map(|(((_, status, reason), address), id)| DeadLetter {
+                .map(|(((_, status, reason), address), (id, key))| DeadLetter {
                     sync,
                     address: address.clone(),
                     id,
+                    key,
                     status: status.map(i32::from),
                     reason: reason.clone(),
                 })
@@ -314,6 +319,7 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
             let dead = std::mem::take(&mut runner.dead);
             acknowledge(runner, &slots);
             runner.dead = dead;
+            bound_dead_letters(runner, rejected.len());
             let letters = runner.dead.len();
             runner.slot.dead_letters.store(letters as u64, std::sync::atomic::Ordering::Relaxed);
         }
@@ -323,6 +329,32 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
             }
             runner.back_off(&format!("cannot note dead letters: {failed}"));
         }
+    }
+}
+
+/// Forgets the oldest dead letters past the bound, and says so before there are so many; `new` of them have just come.
+fn bound_dead_letters(runner: &mut Runner, new: usize) {
+    let (letters, bound) = (runner.dead.len(), settings::dead_letters());
+    let name = &runner.sync.name;
+    if letters > bound {
+        let (sync, keep) = (runner.sync.id, bound as i64);
+        match transaction(|| store::forget_dead_letters(sync, keep)) {
+            Ok(forgotten) => {
+                pgrx::warning!(
+                    "pg_fanout: sync \"{name}\" has more than {bound} dead letters (fanout.dead_letters): the oldest {} are \
+                     forgotten; fanout.verify() finds such rows",
+                    forgotten.len()
+                );
+                for address in &forgotten {
+                    runner.dead.remove(address);
+                }
+            }
+            Err(failed) => runner.slot.set_error(&format!("cannot forget dead letters: {failed}")),
+        }
+    } else if letters > bound / 5 * 4 && letters.saturating_sub(new) <= bound / 5 * 4 {
+        pgrx::warning!(
+            "pg_fanout: sync \"{name}\" has {letters} dead letters; past {bound} (fanout.dead_letters) the oldest are forgotten"
+        );
     }
 }
 
@@ -344,6 +376,7 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
 fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
+    runner.pace.spend(names.len(), Instant::now());
     if runner.source.is_none() {
         // The table was altered while the page was on its way: from the start, once the source is known again.
         if let Some(scan) = &mut runner.scan {

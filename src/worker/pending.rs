@@ -7,6 +7,7 @@
 //! Addresses of rows in related tables are held beside those of the source, in a queue of their own: each stands for the
 //! documents that it belongs to, until these are marked in its stead and in its epoch.
 
+use super::question::Place;
 use crate::journal::format::related;
 use hashbrown::HashTable;
 use rustc_hash::FxHasher;
@@ -443,6 +444,20 @@ impl Pending {
     /// When the oldest epoch began that has unacknowledged addresses.
     pub fn oldest(&self) -> Option<i64> {
         self.epochs.iter().find(|&&(_, count, _)| count > 0).map(|&(.., began)| began)
+    }
+
+    /// Where an address is, after how many failed attempts, and when the epoch began in which it was marked. None: settled.
+    pub fn look(&self, address: &[u8]) -> Option<(Place, u32, i64)> {
+        let entry = &self.entries[self.find(address)? as usize];
+        let place = match entry.state {
+            State::Free => return None,
+            State::Queued => Place::Queued,
+            State::Delayed => Place::Delayed,
+            State::InFlight { again: None } => Place::InFlight,
+            State::InFlight { again: Some(_) } => Place::InFlightAgain,
+        };
+        let began = self.epochs.iter().find(|&&(epoch, ..)| epoch >= entry.epoch).map_or(0, |&(.., began)| began);
+        Some((place, entry.attempts, began))
     }
 
     /// True if the current epoch has addresses.

@@ -11,22 +11,14 @@ use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
 
-/// Settings that change what rows look like, or what our statements do to others; `ALTER DATABASE … SET` must not reach them.
+/// Settings that change what our statements do to others, beside those that change what rows look like
+/// ([`crate::document::OUTPUT`]); `ALTER DATABASE … SET` must not reach them.
 const PINNED: &[(&CStr, &CStr)] = &[
     (c"application_name", c"pg_fanout worker"),
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_deferrable", c"off"),
-    (c"DateStyle", c"ISO, YMD"),
-    (c"IntervalStyle", c"postgres"),
-    (c"TimeZone", c"UTC"),
-    (c"bytea_output", c"hex"),
-    (c"xmlbinary", c"base64"),
-    (c"extra_float_digits", c"1"),
-    (c"lc_monetary", c"C"),
-    (c"quote_all_identifiers", c"off"),
-    (c"row_security", c"off"),
     (c"session_replication_role", c"origin"),
     (c"synchronous_commit", c"local"),
     (c"statement_timeout", c"0"),
@@ -228,7 +220,7 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
             Some(on_syscache),
             pg_sys::Datum::from(0),
         );
-        for (name, value) in PINNED {
+        for (name, value) in PINNED.iter().chain(crate::document::OUTPUT) {
             pin(name, value);
         }
         #[cfg(any(feature = "pg17", feature = "pg18"))]

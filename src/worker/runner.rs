@@ -1,9 +1,10 @@
 //! One sync at work: what is known of its source and target, what is pending, and how far its scan is.
 
 use super::batch::Naming;
+use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
-use super::scan::Scan;
-use super::shared::{self, SyncSlot, SyncState};
+use super::scan::{Ids, Scan};
+use super::shared::{self, ScanState, SyncSlot, SyncState};
 use crate::catalog::{Kind, Phase, Sync};
 use crate::document::{Plans, Related, Source};
 use delivery::aimd::{Aimd, Bounds};
@@ -60,6 +61,12 @@ pub struct Runner {
     pub scan: Option<Scan>,
     /// Number of the scan: what was asked for an earlier one is of no interest to it.
     pub scan_number: u32,
+    /// How fast the scan may read.
+    pub pace: Pace,
+    /// The scan goes on at this time.
+    pub scan_at: Option<Instant>,
+    /// The scan waits for its time of day.
+    pub outside_window: bool,
     /// A phase that is to begin, until that is noted durably.
     pub wanted: Option<Phase>,
     /// Not before is it tried again to note that.
@@ -126,6 +133,9 @@ impl Runner {
             heartbeat_due: None,
             scan: None,
             scan_number: 0,
+            pace: Pace::of(&sync.options),
+            scan_at: None,
+            outside_window: false,
             wanted: None,
             wanted_at: Instant::now(),
             incarnation: 0,
@@ -174,26 +184,18 @@ impl Runner {
         Naming { sync: &self.sync, source, template: self.template.as_ref() }.render(address)
     }
 
+    /// The values of the key columns of an address.
+    pub fn key(&self, address: &[u8]) -> Option<Vec<Option<String>>> {
+        let (source, _) = self.source.as_ref()?;
+        let mut values = source.render(address)?;
+        values.truncate(source.keys);
+        Some(values)
+    }
+
     /// Image of the address that an id or key of the target stands for; None if it is none of this sync's.
     pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
         let (source, _) = self.source.as_ref()?;
-        match self.sync.kind {
-            Kind::Index => source.parse(&delivery::id::parse_document_id(name, source.keys)?),
-            Kind::Cache => {
-                let template = self.template.as_ref()?;
-                let values = template.parse_key(name)?;
-                let ordered: Option<Vec<Option<String>>> = self
-                    .sync
-                    .address_columns
-                    .iter()
-                    .map(|column| {
-                        let place = template.columns().iter().position(|known| known == column)?;
-                        values.get(place).cloned()
-                    })
-                    .collect();
-                source.parse(&ordered?)
-            }
-        }
+        Naming { sync: &self.sync, source, template: self.template.as_ref() }.parse(name)
     }
 
     /// All has to be asked of the target anew: it may be another one.
@@ -288,6 +290,14 @@ impl Runner {
         };
         slot.rows_done.store(done, Relaxed);
         slot.rows_total.store(total.unwrap_or(-1), Relaxed);
+        slot.set_scan(match (&self.scan, self.sync.phase) {
+            (_, Phase::Live | Phase::Drop) => ScanState::None,
+            (None, _) => ScanState::Preparing,
+            (Some(scan), _) if !scan.has_more() => ScanState::Finishing,
+            (Some(_), _) if self.outside_window => ScanState::OutsideWindow,
+            (Some(scan), _) if scan.ids != Ids::Done => ScanState::Names,
+            (Some(_), _) => ScanState::Rows,
+        });
         let elapsed = self.rate_since.elapsed();
         if elapsed > Duration::from_secs(2) {
             let delivered = slot.delivered.load(Relaxed);

@@ -3,6 +3,8 @@
 //! All fields are atomics, so a slot may be read at any time without a lock; only finding a free slot and an error's text
 //! take the main lock. Zeroed memory is a valid, empty state.
 
+use super::question::{MAX_QUESTIONS, Question};
+use crate::waits::{Wait, event};
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -59,6 +61,8 @@ pub struct Database {
     sleeping: AtomicBool,
     /// Bumped at each commit that has something for the worker.
     commits: AtomicU64,
+    /// Questions asked since the worker looked last.
+    pub questions: AtomicU32,
     waiters: pg_sys::ConditionVariable,
 }
 
@@ -115,6 +119,43 @@ impl SyncState {
     }
 }
 
+/// What a backfill or reconcile is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ScanState {
+    /// There is none.
+    None = 0,
+    /// It has not begun to read.
+    Preparing = 1,
+    /// The target's ids are enumerated.
+    Names = 2,
+    /// The table's rows are read.
+    Rows = 3,
+    /// All is read, not all is acknowledged.
+    Finishing = 4,
+    /// The time of day is outside of the sync's window.
+    OutsideWindow = 5,
+}
+
+impl ScanState {
+    fn from(byte: u8) -> Self {
+        use ScanState::*;
+        [None, Preparing, Names, Rows, Finishing, OutsideWindow].get(byte as usize).copied().unwrap_or(None)
+    }
+
+    /// The phase in fanout.progress.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ScanState::None => "none",
+            ScanState::Preparing => "preparing the target",
+            ScanState::Names => "reading ids of the target",
+            ScanState::Rows => "reading rows",
+            ScanState::Finishing => "waiting for acknowledgements",
+            ScanState::OutsideWindow => "waiting for its window",
+        }
+    }
+}
+
 /// One sync.
 #[repr(C)]
 pub struct SyncSlot {
@@ -130,6 +171,9 @@ pub struct SyncSlot {
     pub dead_letters: AtomicU64,
     pub rows_done: AtomicI64,
     pub rows_total: AtomicI64,
+    scan: AtomicU8,
+    /// When the backfill or reconcile began that is under way, microseconds since 1970.
+    pub scan_began: AtomicI64,
     /// Documents a second, over the last seconds.
     pub rate: AtomicU64,
     error_at: AtomicI64,
@@ -146,6 +190,7 @@ struct Control {
     tickets: AtomicU64,
     databases: [Database; MAX_DATABASES],
     syncs: [SyncSlot; MAX_SYNCS],
+    questions: [Question; MAX_QUESTIONS],
 }
 
 thread_local! {
@@ -250,6 +295,11 @@ pub fn database() -> Option<&'static Database> {
     })
 }
 
+/// The slots for questions to workers.
+pub fn questions() -> &'static [Question] {
+    control().map_or(&[], |control| &control.questions)
+}
+
 /// All databases that have a slot.
 pub fn databases() -> impl Iterator<Item = &'static Database> {
     control().into_iter().flat_map(|control| control.databases.iter()).filter(|database| database.oid().to_u32() != 0)
@@ -261,8 +311,15 @@ impl Database {
         pg_sys::Oid::from(self.oid.load(Acquire))
     }
 
-    /// Frees the slot: the database is gone.
+    /// Frees the slot and those of its syncs: the database is gone.
     pub fn release(&self) {
+        if let Some(control) = control() {
+            let gone = self.oid.load(Acquire);
+            let of_it = |slot: &&SyncSlot| gone != 0 && slot.database.load(Acquire) == gone;
+            for slot in control.syncs.iter().filter(of_it) {
+                slot.database.store(0, Release);
+            }
+        }
         self.state.store(0, Relaxed);
         self.oid.store(0, Release);
     }
@@ -383,7 +440,7 @@ impl Database {
             pg_sys::ConditionVariableTimedSleep(
                 (&raw const self.waiters).cast_mut(),
                 milliseconds.max(1),
-                pg_sys::PG_WAIT_EXTENSION,
+                event(Wait::Delivery),
             );
         }
     }
@@ -467,7 +524,8 @@ impl SyncSlot {
         {
             counter.store(0, Relaxed);
         }
-        for counter in [&self.oldest, &self.rows_done, &self.rows_total, &self.error_at] {
+        self.scan.store(0, Relaxed);
+        for counter in [&self.oldest, &self.rows_done, &self.rows_total, &self.scan_began, &self.error_at] {
             counter.store(0, Relaxed);
         }
         self.error_length.store(0, Relaxed);
@@ -484,6 +542,22 @@ impl SyncSlot {
     /// Notes what the sync is doing.
     pub fn set_state(&self, state: SyncState) {
         self.state.store(state as u8, Release);
+    }
+
+    /// What its backfill or reconcile is at.
+    pub fn scan(&self) -> ScanState {
+        ScanState::from(self.scan.load(Acquire))
+    }
+
+    /// Notes what its backfill or reconcile is at.
+    pub fn set_scan(&self, state: ScanState) {
+        let before = self.scan();
+        if state == ScanState::None {
+            self.scan_began.store(0, Relaxed);
+        } else if before == ScanState::None {
+            self.scan_began.store(now(), Relaxed);
+        }
+        self.scan.store(state as u8, Release);
     }
 
     /// Notes an error; a new text replaces the old one.

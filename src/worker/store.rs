@@ -66,6 +66,8 @@ pub struct DeadLetter {
     pub address: Vec<u8>,
     /// Document id or key, for people.
     pub id: String,
+    /// The values of the key columns.
+    pub key: Option<Vec<Option<String>>>,
     /// The target's status, if it has such.
     pub status: Option<i32>,
     /// The target's own words.
@@ -76,8 +78,8 @@ pub struct DeadLetter {
 pub fn add_dead_letters(letters: &[DeadLetter]) {
     for letter in letters {
         run(
-            "INSERT INTO fanout.dead_letter AS d (sync_id, address, document_id, status, reason) \
-             SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) \
+            "INSERT INTO fanout.dead_letter AS d (sync_id, address, document_id, status, reason, key) \
+             SELECT $1, $2, $3, $4, $5, $6 WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) \
              ON CONFLICT (sync_id, address) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
                 attempts = d.attempts + 1, last_at = pg_catalog.clock_timestamp()",
             &[
@@ -86,9 +88,20 @@ pub fn add_dead_letters(letters: &[DeadLetter]) {
                 letter.id.as_str().into(),
                 letter.status.into(),
                 letter.reason.replace('\0', "").into(),
+                letter.key.clone().into(),
             ],
         );
     }
+}
+
+/// Forgets the oldest dead letters of a sync beyond so many; gives their addresses.
+pub fn forget_dead_letters(sync: i32, keep: i64) -> Vec<Vec<u8>> {
+    let oldest = bytes(
+        "SELECT address FROM fanout.dead_letter WHERE sync_id = $1 ORDER BY last_at DESC, address OFFSET $2",
+        &[sync.into(), keep.into()],
+    );
+    remove_dead_letters(sync, &oldest);
+    oldest
 }
 
 /// The addresses of a sync that have dead letters.

@@ -73,7 +73,8 @@ pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Failed> {
     })
 }
 
-fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
+/// What a caught ERROR or panic says.
+pub fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
     match payload.downcast::<CaughtError>() {
         Ok(caught) => {
             let (CaughtError::PostgresError(report)

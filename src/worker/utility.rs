@@ -9,6 +9,7 @@
 
 use super::shared::{self, Database, WorkerState};
 use crate::catalog::acting::privileged;
+use crate::waits::{Wait, event};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -218,7 +219,7 @@ fn send_away(database: &'static Database, dropping: bool) {
             }
             pgrx::check_for_interrupts!();
             let events = (pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
-            pg_sys::WaitLatch(std::ptr::null_mut(), events, 5, pg_sys::PG_WAIT_EXTENSION);
+            pg_sys::WaitLatch(std::ptr::null_mut(), events, 5, event(Wait::WorkerEnd));
         }
     }
 }

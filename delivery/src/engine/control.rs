@@ -147,6 +147,6 @@ impl Engine {
     }
 }
 
-fn document_path(target: &str) -> String {
+pub(super) fn document_path(target: &str) -> String {
     format!("/{CONTROL_INDEX}/_doc/{}", segment(target))
 }

@@ -12,7 +12,7 @@ use super::{Engine, IndexState};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where our mark is in a mapping: `_meta.pg_fanout`.
-const MARK: &str = "pg_fanout";
+pub(super) const MARK: &str = "pg_fanout";
 
 /// How long deletions are remembered, so that a late write does not bring a document back. The engines' default is 60 s.
 const GC_DELETES: &str = "1h";
@@ -114,7 +114,8 @@ impl Engine {
     }
 
     /// Points the alias at `new` and no longer at `old`, nor at any other index of ours (of a rebuild that was overtaken), in
-    /// one step. Harmless if it is so already. [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
+    /// one step, once all that `new` holds can be searched. Harmless if it is so already.
+    /// [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
     pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str) -> Result<()> {
         for name in [Some(alias), old, Some(new)].into_iter().flatten() {
             check_name(name)?;
@@ -135,6 +136,8 @@ impl Engine {
         if holders == [new] {
             return Ok(());
         }
+        // What is not refreshed yet would be missing from searches from one moment to the next.
+        self.refresh(new)?;
         let leaving: Vec<&str> = holders.iter().map(String::as_str).filter(|holder| *holder != new).collect();
         self.point_alias(alias, &leaving, new)
     }

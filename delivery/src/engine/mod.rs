@@ -7,6 +7,7 @@ mod control;
 mod http;
 mod index;
 mod mapping;
+mod report;
 mod search;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use serde_json::value::RawValue;
 
 use self::http::{Http, NDJSON, Request, parsed, refusal, segment};
 use self::index::check_name;
+pub use self::report::IndexReport;
 use crate::bulk::{BulkBody, BulkOutcome, RESPONSE_FILTER};
 use crate::config::{EngineConfig, Flavor};
 use crate::error::{Error, ErrorKind, Result};

@@ -2,6 +2,7 @@
 
 mod batch;
 mod control;
+mod report;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -180,6 +181,17 @@ impl RedisTarget {
                 self.connection = None;
             }
             error
+        })
+    }
+
+    /// Several commands, several replies, in one go.
+    fn pipeline<T: FromRedisValue>(&mut self, pipeline: &redis::Pipeline) -> Result<T> {
+        let shown = self.shown.clone();
+        let connection = self.connection()?;
+        pipeline.query(connection).map_err(|error| {
+            // Replies that were not read would be taken for those of the next command.
+            self.connection = None;
+            failure(&error, &shown, true)
         })
     }
 

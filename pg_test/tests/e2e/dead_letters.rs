@@ -83,3 +83,24 @@ fn on_reject_delete_removes_the_old_document(world: &mut World, engine: &Engine)
     assert_eq!(world.status(&sync, "dead_letters"), "1");
     assert_eq!(engine.document(&world.index_name("part"), "7"), None);
 }
+
+#[test]
+fn the_oldest_dead_letters_are_forgotten_past_the_bound() {
+    let mut world = World::alone("dead_letter_bound");
+    world.db.exec("ALTER SYSTEM SET fanout.dead_letters = 100");
+    world.db.exec("SELECT pg_reload_conf()");
+    let engine = Engine::opensearch();
+    let sync = coded(&mut world, &engine, "");
+    world.db.exec("INSERT INTO part SELECT i, 'no number' FROM generate_series(1000, 1249) AS i");
+    settle(&mut world, &sync);
+    world.db.exec("INSERT INTO part VALUES (2000, 'none either')");
+    settle(&mut world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "100");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters"), "100");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters WHERE id = '2000'"), "1");
+    // Those that are forgotten are found all the same.
+    let found = world.db.rows(&format!("CALL fanout.verify('{sync}')"));
+    assert_eq!((found[0][2].as_deref(), found[0][5].as_deref()), (Some("151"), Some("100")), "{found:?}");
+    world.db.exec("ALTER SYSTEM RESET fanout.dead_letters");
+    world.db.exec("SELECT pg_reload_conf()");
+}

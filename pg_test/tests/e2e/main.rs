@@ -1,19 +1,23 @@
 //! The end-to-end tests: one module a subject. How to run them: see the head of `src/lib.rs`.
 
 mod administration;
+mod alter;
 mod backfill;
 mod cache_functions;
 mod cancel;
+mod check;
 mod columns;
 mod crashes;
 mod dead_letters;
 mod documents;
+mod explain;
 mod harness;
 mod keys;
 mod outages;
 mod ownership;
 mod partitions;
 mod privileges;
+mod progress;
 mod races;
 mod readme;
 mod removal;
@@ -25,4 +29,5 @@ mod statements;
 mod tables;
 mod types;
 mod values;
+mod verify;
 mod writers;

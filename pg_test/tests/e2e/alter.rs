@@ -1,0 +1,169 @@
+//! `fanout.alter_sync()`: what is changed, and what that takes.
+
+use crate::tables::products;
+use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine};
+use serde_json::json;
+use std::time::Duration;
+
+on_each_engine!(each_change_takes_what_it_must, the_old_index_serves_until_the_new_one_is_full);
+
+fn alter(world: &mut World, sync: &str, more: &str) -> String {
+    world.db.value(&format!("SELECT fanout.alter_sync('{sync}', {more})"))
+}
+
+fn each_change_takes_what_it_must(world: &mut World, engine: &Engine) {
+    products(world, 50);
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    let request = |world: &mut World| world.db.value("SELECT request || ' ' || generation FROM fanout.sync");
+    assert_eq!(request(world), "0 1");
+    for (more, expected) in [
+        ("mapping => NULL", "nothing"),
+        ("search_fields => '{name^3}'", "nothing"),
+        ("on_reject => 'delete'", "nothing"),
+        ("backfill_rate => 5000, backfill_window => '00:00-23:59'", "nothing"),
+        ("predicate => 'id > 10'", "reconcile"),
+        ("columns => '{id,name}'", "resync"),
+        (r#"mapping => '{"name": {"type": "keyword"}}'"#, "resync"),
+        (r#"settings => '{"number_of_replicas": 0}'"#, "resync"),
+    ] {
+        assert_eq!(alter(world, &sync, &format!("{more}, dry_run => true")), expected, "{more}");
+    }
+    assert_eq!(request(world), "0 1", "a dry run changes nothing");
+    assert_eq!(alter(world, &sync, "on_reject => 'delete', search_fields => '{name^3}'"), "nothing");
+    assert_eq!(request(world), "0 1");
+    assert_eq!(alter(world, &sync, "on_reject => 'delete'"), "nothing");
+    // Fewer rows.
+    assert_eq!(alter(world, &sync, "predicate => 'id > 10'"), "reconcile");
+    world.wait(&sync);
+    let index = world.index_name("product");
+    engine.refresh(&index);
+    assert_eq!(engine.documents(&index).len(), 40);
+    // Fewer columns, of the same rows.
+    assert_eq!(alter(world, &sync, r#"columns => '{id,name}', rename => '{"name": "title"}'"#), "resync");
+    world.wait(&sync);
+    eventually("the alias moves", Duration::from_secs(20), || {
+        engine.refresh(&index);
+        let documents = engine.documents(&index);
+        documents.len() == 40 && documents[0].source.get("title").is_some()
+    });
+    assert_eq!(engine.document(&index, "11"), Some(json!({"id": 11, "title": "trail shoe 11"})));
+    // All rows again, the columns as they are.
+    assert_eq!(alter(world, &sync, "reset => '{predicate}'"), "reconcile");
+    world.wait(&sync);
+    assert_eq!(engine.document(&index, "7"), Some(json!({"id": 7, "title": "trail shoe 7"})));
+    assert_eq!(alter(world, &sync, "reset => '{columns}'"), "resync");
+    assert_in_step(world, &sync);
+}
+
+fn the_old_index_serves_until_the_new_one_is_full(world: &mut World, engine: &Engine) {
+    products(world, 2000);
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    let index = world.index_name("product");
+    alter(world, &sync, "backfill_rate => 800");
+    assert_eq!(alter(world, &sync, r#"mapping => '{"name": {"type": "keyword"}}'"#), "resync");
+    eventually("it is resynced", Duration::from_secs(30), || {
+        let count = engine.ask("GET", &format!("/{index}/_count"), None)["count"].as_i64();
+        assert_eq!(count, Some(2000), "searches always see all");
+        let mapping = engine.ask("GET", &format!("/{index}/_mapping"), None);
+        let new = &mapping[format!("{index}-fanout-2")]["mappings"]["properties"]["name"]["type"];
+        *new == json!("keyword")
+    });
+    assert_in_step(world, &sync);
+}
+
+#[test]
+fn a_cache_is_altered() {
+    let mut world = World::new("alter_cache");
+    products(&mut world, 20);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    let key = format!("{}7", world.key_prefix("product"));
+    assert_eq!(alter(&mut world, &sync, "jitter => 0"), "nothing");
+    assert_eq!(alter(&mut world, &sync, "ttl => '1 hour'"), "reconcile");
+    world.wait(&sync);
+    assert_eq!(world.db.value(&format!("SELECT redis_ttl('cache', '{key}') IS NOT NULL")), "t");
+    assert_eq!(alter(&mut world, &sync, "reset => '{ttl}'"), "reconcile");
+    world.wait(&sync);
+    assert_eq!(world.db.value(&format!("SELECT redis_ttl('cache', '{key}') IS NULL")), "t");
+    assert_eq!(alter(&mut world, &sync, "format => 'hash'"), "reconcile");
+    assert_in_step(&mut world, &sync);
+}
+
+#[test]
+fn a_sync_moves_to_another_server_and_owner() {
+    let mut world = World::new("alter_server");
+    products(&mut world, 30);
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    assert_in_step(&mut world, &sync);
+    let index = world.index_name("product");
+    assert_eq!(alter(&mut world, &sync, "server => 'es'"), "resync");
+    assert_in_step(&mut world, &sync);
+    assert!(Engine::elasticsearch().exists(&index) && Engine::opensearch().exists(&index));
+    let (role, mut session) = world.role("reader");
+    let owner = format!("owner => '{role}'");
+    let lacking = format!("SELECT fanout.alter_sync('{sync}', {owner})");
+    assert_eq!(world.db.refusal(&lacking).code, "42501");
+    world.db.exec(&format!("GRANT SELECT, TRIGGER ON product TO {role}; GRANT USAGE ON FOREIGN SERVER es TO {role}"));
+    assert_eq!(alter(&mut world, &sync, &owner), "nothing");
+    world.db.exec("UPDATE product SET price = 3");
+    assert_in_step(&mut world, &sync);
+    // The sync is the new owner's now.
+    session.exec(&format!("SELECT fanout.pause('{sync}'), fanout.resume('{sync}')"));
+    assert_eq!(session.refusal(&format!("SELECT fanout.alter_sync('{sync}', owner => 'postgres')")).code, "42501");
+    assert_eq!(session.refusal(&format!("SELECT fanout.alter_sync('{sync}', server => 'search')")).code, "42501");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let mut world = World::new("alter_refused");
+    products(&mut world, 5);
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    for (sync, more, code) in [
+        (&sync, "ttl => '1 hour'", "22023"),
+        (&sync, "format => 'hash'", "22023"),
+        (&cache, r#"mapping => '{"name": {"type": "keyword"}}'"#, "22023"),
+        (&sync, "on_reject => 'shrug'", "22023"),
+        (&sync, "search_fields => '{nonsense}'", "42703"),
+        (&sync, "columns => '{nonsense}'", "42703"),
+        (&sync, "predicate => 'nonsense > 1'", "42703"),
+        (&sync, "backfill_rate => 0", "22023"),
+        (&sync, "backfill_window => 'at night'", "22023"),
+        (&sync, "reset => '{nonsense}'", "22023"),
+        (&sync, "server => 'cache'", "42809"),
+        (&sync, "server => 'nowhere'", "42704"),
+        (&sync, "owner => 'nobody_at_all'", "42704"),
+    ] {
+        let refusal = world.db.refusal(&format!("SELECT fanout.alter_sync('{sync}', {more})"));
+        assert_eq!(refusal.code, code, "{more}: {refusal}");
+    }
+    assert_eq!(world.db.refusal("SELECT fanout.alter_sync('nonsense')").code, "42704");
+    let (_, mut session) = world.role("visitor");
+    assert_eq!(session.refusal(&format!("SELECT fanout.alter_sync('{sync}', on_reject => 'keep')")).code, "42501");
+}
+
+#[test]
+fn names_in_a_predicate_keep_their_meaning() {
+    let mut world = World::new("alter_path");
+    products(&mut world, 20);
+    world.db.exec(
+        "CREATE SCHEMA other;
+         CREATE FUNCTION other.cheap(numeric) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT $1 < 10';
+         CREATE FUNCTION public.cheap(numeric) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+         SET search_path = other, public",
+    );
+    let engine = Engine::opensearch();
+    let sync = world.index_table("product", &engine, ", predicate => 'cheap(price)'");
+    world.wait(&sync);
+    let index = world.index_name("product");
+    assert_eq!(engine.documents(&index).len(), 7);
+    world.db.exec("SET search_path = public");
+    assert_eq!(alter(&mut world, &sync, "columns => '{id,price}'"), "resync");
+    world.wait(&sync);
+    eventually("the new index has the same rows", Duration::from_secs(20), || {
+        let documents = engine.documents(&index);
+        documents.len() == 7 && documents[0].source.get("name").is_none()
+    });
+}

@@ -1,0 +1,347 @@
+//! `fanout.alter_sync()`: everything that makes a sync what it is, changed later, and no more work than that takes.
+
+use crate::catalog::acting::{acting_for, privileged};
+use crate::catalog::admin::{not_parked, owned};
+use crate::catalog::declare::{check_fields, check_jitter, check_search_fields, one_of, ttl_milliseconds};
+use crate::catalog::document::{self, Wanted};
+use crate::catalog::source::Table;
+use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
+use crate::error::failure;
+use crate::server::{self, ServerKind, role_name};
+use crate::worker::pace::parse_window;
+use crate::worker::store;
+use pgrx::datum::Interval;
+use pgrx::prelude::*;
+use pgrx::{JsonB, Spi, default, pg_sys};
+use serde_json::{Map, Value, json};
+use std::ffi::CString;
+
+/// What a change costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cost {
+    /// No document changes.
+    Nothing,
+    /// Documents change: all are delivered anew.
+    Reconcile,
+    /// The index itself changes: another is built behind the alias.
+    Resync,
+}
+
+impl Cost {
+    fn as_str(self) -> &'static str {
+        match self {
+            Cost::Nothing => "nothing",
+            Cost::Reconcile => "reconcile",
+            Cost::Resync => "resync",
+        }
+    }
+}
+
+/// What can be taken back to its default, and the option that it is kept as; documents are declared as a whole.
+const RESETTABLE: &[(&str, &str)] = &[
+    ("mapping", "mapping"),
+    ("settings", "settings"),
+    ("types", "types"),
+    ("search_fields", "search_fields"),
+    ("columns", "fields"),
+    ("rename", "fields"),
+    ("predicate", "predicate"),
+    ("document", "document"),
+    ("ttl", "ttl_ms"),
+    ("backfill_rate", "backfill_rate"),
+    ("backfill_window", "backfill_window"),
+];
+
+/// Changes a sync: what is NULL stays as it is, what `reset` names goes back to its default. Returns what that takes:
+/// `nothing`, `reconcile` (documents change) or `resync` (the index changes: another is filled behind the alias). With
+/// `dry_run` that is all it does.
+#[pg_extern(schema = "fanout")]
+#[allow(clippy::too_many_arguments)]
+fn alter_sync(
+    sync: Option<&str>,
+    mapping: default!(Option<JsonB>, "NULL"),
+    settings: default!(Option<JsonB>, "NULL"),
+    search_fields: default!(Option<Vec<Option<String>>>, "NULL"),
+    on_reject: default!(Option<String>, "NULL"),
+    columns: default!(Option<Vec<Option<String>>>, "NULL"),
+    rename: default!(Option<JsonB>, "NULL"),
+    predicate: default!(Option<String>, "NULL"),
+    document: default!(Option<String>, "NULL"),
+    types: default!(Option<JsonB>, "NULL"),
+    format: default!(Option<String>, "NULL"),
+    ttl: default!(Option<Interval>, "NULL"),
+    jitter: default!(Option<f64>, "NULL"),
+    owner: default!(Option<String>, "NULL"),
+    server: default!(Option<String>, "NULL"),
+    backfill_rate: default!(Option<f64>, "NULL"),
+    backfill_window: default!(Option<String>, "NULL"),
+    reset: default!(Option<Vec<Option<String>>>, "NULL"),
+    dry_run: default!(bool, "false"),
+) -> String {
+    catalog::require_preloaded();
+    let Some(name) = sync else {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
+    };
+    let before = not_parked(owned(name));
+    let table = Table::get(before.source);
+    let mut after = before.clone();
+    let mut options = before.options.as_object().cloned().unwrap_or_default();
+    only_for(Kind::Index, &before, "mapping", mapping.is_some());
+    only_for(Kind::Index, &before, "settings", settings.is_some());
+    only_for(Kind::Index, &before, "types", types.is_some());
+    only_for(Kind::Index, &before, "search_fields", search_fields.is_some());
+    only_for(Kind::Index, &before, "on_reject", on_reject.is_some());
+    only_for(Kind::Cache, &before, "format", format.is_some());
+    only_for(Kind::Cache, &before, "ttl", ttl.is_some());
+    only_for(Kind::Cache, &before, "jitter", jitter.is_some());
+    let reset = reset_options(reset, &mut options);
+    mapping::declare(&mut options, mapping, settings, types);
+    if on_reject.is_some() {
+        options.insert("on_reject".to_owned(), json!(one_of("on_reject", on_reject, &["keep", "delete"])));
+    }
+    if format.is_some() {
+        options.insert("format".to_owned(), json!(one_of("format", format, &["json", "hash"])));
+    }
+    if let Some(ttl) = ttl {
+        options.insert("ttl_ms".to_owned(), json!(ttl_milliseconds(&ttl)));
+    }
+    if let Some(jitter) = jitter {
+        options.insert("jitter".to_owned(), json!(check_jitter(jitter)));
+    }
+    pace(backfill_rate, backfill_window, &mut options);
+    let wanted = Wanted { columns, rename, predicate, document };
+    let reads = documents(wanted, &reset, &before, &table, &mut options);
+    after.options = Value::Object(options);
+    if before.kind == Kind::Index && after.options != before.options {
+        let fields = document::columns(&after, &table);
+        check_fields(&fields);
+        mapping::check_field_count(&table.name, &fields, &after.options);
+    }
+    if let Some(searched) = search_fields {
+        let any = after.options["document_column"] == Value::Bool(true);
+        let checked = check_search_fields(&document::columns(&after, &table), any, searched);
+        after.options["search_fields"] = json!(checked);
+    }
+    if let Some(owner) = owner {
+        after.owner = new_owner(&owner, &table);
+    }
+    if let Some(server) = server {
+        after.server = server;
+    }
+    if after.owner != before.owner || after.server != before.server {
+        check_server(&after);
+    }
+    let cost = cost(&before, &after);
+    announce(&before, &after, cost);
+    if !dry_run && after != before {
+        store(&before, &after, cost);
+        if let Some(reads) = reads {
+            relation::warn_of_undeclared(&after.name, &reads);
+        }
+    }
+    cost.as_str().to_owned()
+}
+
+fn invalid(message: String) -> crate::error::Failure {
+    failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+}
+
+fn only_for(kind: Kind, sync: &Sync, argument: &str, given: bool) {
+    if given && sync.kind != kind {
+        let what = if kind == Kind::Index { "an index" } else { "a cache" };
+        invalid(format!("\"{argument}\" is for {what}, which sync \"{}\" does not feed", sync.name)).raise();
+    }
+}
+
+/// Takes options back to their defaults; gives their names.
+fn reset_options(reset: Option<Vec<Option<String>>>, options: &mut Map<String, Value>) -> Vec<String> {
+    let names: Vec<String> = reset.unwrap_or_default().into_iter().flatten().collect();
+    for name in &names {
+        let Some((_, option)) = RESETTABLE.iter().find(|(known, _)| known == name) else {
+            let known: Vec<&str> = RESETTABLE.iter().map(|(known, _)| *known).collect();
+            invalid(format!("\"{name}\" can't be reset")).hint(format!("Valid are: {}.", known.join(", "))).raise()
+        };
+        options.remove(*option);
+    }
+    names
+}
+
+fn pace(rate: Option<f64>, window: Option<String>, options: &mut Map<String, Value>) {
+    if let Some(rate) = rate {
+        if !(rate > 0.0 && rate.is_finite()) {
+            invalid("\"backfill_rate\" must be above zero".to_owned())
+                .hint("It is in rows a second; reset => '{backfill_rate}' takes the bound away.")
+                .raise();
+        }
+        options.insert("backfill_rate".to_owned(), json!(rate));
+    }
+    if let Some(window) = window {
+        if parse_window(&window).is_none() {
+            invalid(format!("invalid value for \"backfill_window\": \"{window}\""))
+                .hint("For example '22:00-06:00', in the time zone of the server's log (log_timezone).")
+                .raise();
+        }
+        options.insert("backfill_window".to_owned(), json!(window));
+    }
+}
+
+/// Declares the documents anew, if anything of them was given or reset: then as a whole, out of what was given and what the
+/// sync has. Gives the tables that are read for them beside the source.
+fn documents(
+    wanted: Wanted,
+    reset: &[String],
+    sync: &Sync,
+    table: &Table,
+    options: &mut Map<String, Value>,
+) -> Option<Vec<pg_sys::Oid>> {
+    let given = |name: &str| reset.iter().any(|reset| reset == name);
+    let untouched = wanted.columns.is_none()
+        && wanted.rename.is_none()
+        && wanted.predicate.is_none()
+        && wanted.document.is_none()
+        && !["columns", "rename", "predicate", "document"].iter().any(|name| given(name));
+    if untouched {
+        return None;
+    }
+    let mut whole = wanted;
+    let by_new_text = whole.document.is_some() || whole.predicate.is_some();
+    let by_query = whole.document.is_some();
+    let by_rows = whole.columns.is_some() || whole.rename.is_some() || whole.predicate.is_some();
+    if !by_query && !by_rows {
+        whole.document = options.get("document").and_then(Value::as_str).map(str::to_owned);
+    }
+    if whole.document.is_none() {
+        if let Some(fields) = options.get("fields").and_then(Value::as_object) {
+            let chosen = fields.values().filter_map(Value::as_str).map(|column| Some(column.to_owned())).collect();
+            let names = fields.iter().filter(|(field, column)| column.as_str() != Some(field));
+            let names = names.filter_map(|(field, column)| Some((column.as_str()?.to_owned(), json!(field))));
+            if whole.columns.is_none() {
+                whole.columns = Some(chosen);
+                whole.rename = whole.rename.or_else(|| Some(JsonB(Value::Object(names.collect()))));
+            }
+        }
+        if whole.predicate.is_none() {
+            whole.predicate = options.get("predicate").and_then(Value::as_str).map(str::to_owned);
+        }
+    }
+    for option in ["fields", "predicate", "document", "document_column", "search_path"] {
+        options.remove(option);
+    }
+    let check = || whole.check(table, &sync.address_columns, options).1;
+    // A text that the sync has is read where its names were looked up when it was given, and as who gave it.
+    Some(if by_new_text { check() } else { acting_for(sync, check) })
+}
+
+/// The role of that name, if the caller may give it the sync.
+fn new_owner(name: &str, table: &Table) -> pg_sys::Oid {
+    let c_name = CString::new(name).unwrap_or_default();
+    // SAFETY: look-ups on the main thread; the first answers 0 for what is missing.
+    let (role, allowed) = unsafe {
+        let role = pg_sys::get_role_oid(c_name.as_ptr(), true);
+        (role, role != pg_sys::InvalidOid && pg_sys::has_privs_of_role(catalog::caller(), role))
+    };
+    if role == pg_sys::InvalidOid {
+        failure(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("role \"{name}\" does not exist")).raise();
+    }
+    if !allowed {
+        failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be member of role \"{name}\"")).raise();
+    }
+    table.check_rights(role);
+    role
+}
+
+/// The server must fit the sync, and both its owner and the caller may use it; nobody else feeds the target there.
+fn check_server(sync: &Sync) {
+    let (kind, purpose) = match sync.kind {
+        Kind::Index => (ServerKind::Engine, "an index"),
+        Kind::Cache => (ServerKind::Redis, "a cache"),
+    };
+    let fit = server::expect_kind(&sync.server, kind, purpose)
+        .and_then(|()| server::check_usage(&sync.server, sync.owner))
+        .and_then(|()| server::check_usage(&sync.server, catalog::caller()));
+    if let Err(refusal) = fit {
+        refusal.raise();
+    }
+    if let Some(other) = catalog::feeding(&sync.server, &sync.target).filter(|other| other.id != sync.id) {
+        failure(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            format!("\"{}\" on server \"{}\" is fed by sync \"{}\" already", sync.target, sync.server, other.name),
+        )
+        .raise();
+    }
+}
+
+/// What the change takes. An index is compared as it would be made before and after.
+fn cost(before: &Sync, after: &Sync) -> Cost {
+    if after.server != before.server {
+        return Cost::Resync;
+    }
+    if before.kind == Kind::Index && mapping::index_body(before) != mapping::index_body(after) {
+        return Cost::Resync;
+    }
+    let of_documents =
+        ["types", "fields", "predicate", "document", "document_column", "search_path", "format", "ttl_ms"];
+    if of_documents.iter().any(|option| before.options.get(*option) != after.options.get(*option)) {
+        return Cost::Reconcile;
+    }
+    Cost::Nothing
+}
+
+fn announce(before: &Sync, after: &Sync, cost: Cost) {
+    // NULL before the table was analyzed.
+    let rows = match privileged(|| store::extent(before.source)).2 {
+        Some(rows) if rows > 0 => format!("about {rows} documents"),
+        _ => "all documents".to_owned(),
+    };
+    let name = &before.name;
+    match cost {
+        Cost::Nothing if before == after => notice!("nothing of sync \"{name}\" changes"),
+        Cost::Nothing => notice!("no document of sync \"{name}\" changes: nothing is delivered anew"),
+        Cost::Reconcile => {
+            notice!("the documents of sync \"{name}\" change: {rows} are delivered anew (reconcile)")
+        }
+        Cost::Resync if after.server != before.server => notice!(
+            "sync \"{name}\" moves to server \"{}\": {rows} are delivered there; what is on server \"{}\" stays",
+            after.server,
+            before.server
+        ),
+        Cost::Resync => {
+            notice!("the index of sync \"{name}\" is built anew with {rows} (resync); the old one serves until then")
+        }
+    }
+    if after.owner != before.owner {
+        notice!("sync \"{name}\" is read as role \"{}\" from now on", role_name(after.owner));
+    }
+}
+
+fn store(before: &Sync, after: &Sync, cost: Cost) {
+    const ANEW: &str = ", request = request + 1, position = NULL, rows_done = 0, rows_total = NULL";
+    let progress = match cost {
+        Cost::Nothing => String::new(),
+        Cost::Reconcile => format!("{ANEW}, phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END"),
+        // On another server the target is made as it was made the first time.
+        Cost::Resync if before.kind == Kind::Cache || after.server != before.server => {
+            format!("{ANEW}, phase = 'create'")
+        }
+        Cost::Resync => format!("{ANEW}, phase = 'create', generation = generation + 1"),
+    };
+    let sql = format!(
+        "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4{progress} WHERE sync_id = $1"
+    );
+    privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+            client.update(
+                &sql,
+                None,
+                &[
+                    before.id.into(),
+                    JsonB(after.options.clone()).into(),
+                    after.owner.into(),
+                    after.server.clone().into(),
+                ],
+            )?;
+            Ok(())
+        }));
+    });
+    catalog::changed();
+}

@@ -1,0 +1,164 @@
+//! A sync as seen from a backend: rows and documents of both sides.
+
+use crate::catalog::admin::owned;
+use crate::catalog::{Kind, Sync};
+use crate::document::{Plans, Source, as_worker};
+use crate::error::Failure;
+use crate::network::{OwnersTarget, owners_target};
+use crate::worker::{Naming, hash_fields};
+use delivery::template::KeyTemplate;
+use std::collections::HashMap;
+
+use super::canonical;
+
+/// Address of a row, and the document that would be sent of it.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// What the target holds under an id or key.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The document as JSON; of a hash, an object of texts.
+    pub document: Vec<u8>,
+    /// Version in an index.
+    pub version: Option<u64>,
+}
+
+/// A sync whose both sides can be looked at.
+pub struct Subject {
+    pub sync: Sync,
+    source: Source,
+    plans: Plans,
+    template: Option<KeyTemplate>,
+}
+
+impl Subject {
+    /// The caller's sync of that name; an ERROR if it is another's. `Err`: why its source cannot be read.
+    pub fn of(name: &str) -> (Sync, Result<Subject, String>) {
+        let sync = owned(name);
+        let subject = Self::resolve(sync.clone());
+        (sync, subject)
+    }
+
+    fn resolve(sync: Sync) -> Result<Subject, String> {
+        let prepared = super::attempt::attempt(|| {
+            Source::resolve(&sync).map(|source| {
+                let plans = as_worker(&sync, || Plans::prepare(&source));
+                (source, plans)
+            })
+        });
+        let (source, plans) =
+            prepared.map_err(|failed| failed.to_string())?.map_err(|unreadable| unreadable.to_string())?;
+        let template = match sync.kind {
+            Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
+            Kind::Index => None,
+        };
+        Ok(Subject { sync, source, plans, template })
+    }
+
+    fn naming(&self) -> Naming<'_> {
+        Naming { sync: &self.sync, source: &self.source, template: self.template.as_ref() }
+    }
+
+    /// Document id or key of an address. Calls output functions: within [`as_worker`].
+    pub fn name(&self, address: &[u8]) -> Option<String> {
+        self.naming().render(address)
+    }
+
+    /// The address that an id or key stands for; None if it is none of this sync's. Calls input functions, which may raise:
+    /// within [`as_worker`].
+    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
+        self.naming().parse(name)
+    }
+
+    /// The rows with the keys of these addresses, each with its own address. Within [`as_worker`].
+    pub fn rows(&self, addresses: &[&[u8]]) -> Vec<Row> {
+        let asked: Vec<(u32, &[u8])> = addresses.iter().zip(0..).map(|(&address, slot)| (slot, address)).collect();
+        let mut rows = Vec::new();
+        self.plans.read_keys(&self.source, &asked, |address, document| {
+            rows.push((address.to_vec(), document.to_vec()));
+            true
+        });
+        rows
+    }
+
+    /// The documents at exactly these addresses. Within [`as_worker`].
+    pub fn documents(&self, addresses: &[&[u8]]) -> HashMap<Vec<u8>, Vec<u8>> {
+        self.rows(addresses).into_iter().filter(|(address, _)| addresses.contains(&address.as_slice())).collect()
+    }
+
+    /// The glob of the keys of a cache.
+    pub fn glob(&self) -> String {
+        self.template.as_ref().map(KeyTemplate::glob).unwrap_or_default()
+    }
+
+    /// Both sides of the plans, for what walks through all rows.
+    pub fn reading(&self) -> (&Plans, &Source) {
+        (&self.plans, &self.source)
+    }
+
+    /// The target, with the owner's credentials.
+    pub fn target(&self) -> Result<OwnersTarget, Failure> {
+        owners_target(&self.sync.server, self.sync.owner)
+    }
+
+    /// True if the target's copy says what the document says.
+    pub fn same(&self, document: &[u8], held: &Held) -> bool {
+        canonical::same(&self.as_held(document), &held.document)
+    }
+
+    /// The members in which the target's copy differs from the document.
+    pub fn different_members(&self, document: &[u8], held: &Held) -> Vec<String> {
+        canonical::different_members(&self.as_held(document), &held.document)
+    }
+
+    /// The document in the form that the target gives it back.
+    fn as_held(&self, document: &[u8]) -> Vec<u8> {
+        if self.sync.kind == Kind::Cache && self.sync.options["format"] == "hash" {
+            return object(hash_fields(document));
+        }
+        document.to_vec()
+    }
+}
+
+fn object(fields: Vec<(String, String)>) -> Vec<u8> {
+    let fields = fields.into_iter().map(|(name, value)| (name, serde_json::Value::String(value))).collect();
+    serde_json::Value::Object(fields).to_string().into_bytes()
+}
+
+/// What the target holds under these ids or keys, in their order; as of now, not as of the last refresh.
+pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<String>) -> delivery::Result<Vec<Option<Held>>> {
+    match target {
+        OwnersTarget::Engine(engine) => {
+            let index = sync.concrete_index();
+            let documents = engine.try_run(move |engine| {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                engine.get_many(&index, &names)
+            })?;
+            Ok(documents
+                .into_iter()
+                .map(|document| {
+                    let document = document?;
+                    let text = document.source.map_or_else(|| "{}".to_owned(), |source| source.get().to_owned());
+                    Some(Held { document: text.into_bytes(), version: document.version })
+                })
+                .collect())
+        }
+        OwnersTarget::Cache(cache) if sync.options["format"] == "hash" => {
+            let hashes = cache.try_run(true, move |redis| {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                redis.hashes(&names)
+            })?;
+            Ok(hashes
+                .into_iter()
+                .map(|fields| fields.map(|fields| Held { document: object(fields), version: None }))
+                .collect())
+        }
+        OwnersTarget::Cache(cache) => {
+            let values = cache.try_run(true, move |redis| {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                redis.mget(&names)
+            })?;
+            Ok(values.into_iter().map(|value| value.map(|document| Held { document, version: None })).collect())
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! `fanout.verify()`: are both sides the same?
+//!
+//! Neither side is read in the order of its keys: engines and Redis have no such order to give. The rows are read block by
+//! block and their documents asked of the target by id; then the target's ids are enumerated and their rows asked of the
+//! table. That takes no sort, and memory for a page only.
+//!
+//! What differs is a suspect: it may be on its way. When a page of suspects is together, all that was committed until then is
+//! waited for, and they are looked at again: [`super::suspect`] says when that proves something.
+//!
+//! A step reads one page in a statement of its own, and the procedure commits after it: no snapshot is older than a page.
+
+use super::attempt::attempt;
+use super::subject::{Held, Subject, held};
+use super::suspect::{Difference, Sight, Suspect, Verdict};
+use crate::capture::{self, image};
+use crate::catalog::acting::privileged;
+use crate::catalog::admin::not_parked;
+use crate::catalog::{self, Kind, Phase, Sync, ours};
+use crate::document::as_worker;
+use crate::error::failure;
+use crate::network::{Asked, OwnersTarget, raise};
+use crate::status;
+use crate::worker::scan::Scan;
+use crate::worker::shared::{self, SyncState};
+use crate::worker::store;
+use crate::worker::transaction::Class;
+use pgrx::prelude::*;
+use pgrx::{JsonB, Spi};
+use rustc_hash::FxHashMap;
+use serde_json::json;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+/// Bytes of documents that a page should have.
+const PAGE_BYTES: usize = 4 << 20;
+/// Rows, or ids, that a page has at most.
+const PAGE_ROWS: usize = 1000;
+/// Rows of the first page: they may be of any size.
+const FIRST_ROWS: usize = 50;
+/// Suspects that are compared again together.
+const SUSPECTS: usize = 1000;
+/// How long a wait takes at most while another step looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+extension_sql!(
+    r#"
+CREATE PROCEDURE fanout.verify(
+    sync            text,
+    repair          boolean DEFAULT false,
+    timeout         interval DEFAULT '1 minute',
+    examples        integer DEFAULT 10,
+    INOUT rows      bigint DEFAULT NULL,
+    INOUT documents bigint DEFAULT NULL,
+    INOUT missing   bigint DEFAULT NULL,
+    INOUT extra     bigint DEFAULT NULL,
+    INOUT different bigint DEFAULT NULL,
+    INOUT dead      bigint DEFAULT NULL,
+    INOUT unsettled bigint DEFAULT NULL,
+    INOUT repaired  bigint DEFAULT NULL,
+    INOUT differences jsonb DEFAULT NULL)
+LANGUAGE plpgsql AS $$
+DECLARE
+    step record;
+BEGIN
+    PERFORM fanout.verify_begin(sync, repair, timeout, examples);
+    -- A commit after each page: no snapshot is held for long, and what is to be repaired is on its way at once.
+    COMMIT;
+    LOOP
+        SELECT * INTO step FROM fanout.verify_step() AS s;
+        COMMIT;
+        EXIT WHEN step.finished;
+    END LOOP;
+    rows := step.rows;
+    documents := step.documents;
+    missing := step.missing;
+    extra := step.extra;
+    different := step.different;
+    dead := step.dead;
+    unsettled := step.unsettled;
+    repaired := step.repaired;
+    differences := step.differences;
+END
+$$;
+COMMENT ON PROCEDURE fanout.verify IS
+'compares all rows of a sync with all documents of its target, and with repair => true delivers those that differ; CALL it outside of a transaction block';
+COMMENT ON FUNCTION fanout.verify_begin IS 'begins what CALL fanout.verify() does page by page';
+COMMENT ON FUNCTION fanout.verify_step IS 'one page of CALL fanout.verify()';
+"#,
+    name = "verify",
+    requires = ["bootstrap", verify_begin, verify_step]
+);
+
+/// Both sides of an address where they differ.
+struct Differing {
+    address: Vec<u8>,
+    row: Option<Vec<u8>>,
+    held: Option<Held>,
+    difference: Difference,
+}
+
+/// What the next step does.
+enum Stage {
+    /// Rows of the table, asked of the target.
+    Rows(Scan),
+    /// Ids of the target, asked of the table; the cursor of the next page.
+    Names(Option<String>),
+    /// All is compared.
+    Done,
+}
+
+/// A verification under way.
+struct Verification {
+    sync: String,
+    repair: bool,
+    timeout: Duration,
+    examples: usize,
+    stage: Stage,
+    suspects: Vec<Suspect>,
+    /// The ticket that is waited for before suspects are compared again, and since when.
+    ticket: Option<(u64, Instant)>,
+    mean_bytes: usize,
+    rows: i64,
+    documents: i64,
+    missing: i64,
+    extra: i64,
+    different: i64,
+    dead: i64,
+    unsettled: i64,
+    repaired: i64,
+    found: Vec<serde_json::Value>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Verification>> = const { RefCell::new(None) };
+}
+
+/// Begins a verification of the caller's sync in this session.
+#[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
+fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interval>, examples: Option<i32>) {
+    catalog::require_preloaded();
+    let Some(name) = sync else {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
+    };
+    let (sync, subject) = Subject::of(name);
+    let sync = not_parked(sync);
+    subject.unwrap_or_else(|why| unready(&sync, &why));
+    check_phase(&sync);
+    let source = sync.source;
+    let (blocks, files, total) = privileged(|| store::extent(source));
+    let timeout = timeout.map_or(Duration::MAX, |timeout| {
+        Duration::from_micros(u64::try_from(timeout.as_micros().max(0)).unwrap_or(u64::MAX))
+    });
+    CURRENT.replace(Some(Verification {
+        sync: sync.name,
+        repair: repair.unwrap_or(false),
+        timeout,
+        examples: examples.unwrap_or(10).max(0) as usize,
+        stage: Stage::Rows(Scan::new(files, blocks, total, false)),
+        suspects: Vec::new(),
+        ticket: None,
+        mean_bytes: 0,
+        rows: 0,
+        documents: 0,
+        missing: 0,
+        extra: 0,
+        different: 0,
+        dead: 0,
+        unsettled: 0,
+        repaired: 0,
+        found: Vec::new(),
+    }));
+}
+
+/// Does the next page of this session's verification.
+#[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
+#[allow(clippy::type_complexity)]
+fn verify_step() -> TableIterator<
+    'static,
+    (
+        name!(finished, bool),
+        name!(rows, i64),
+        name!(documents, i64),
+        name!(missing, i64),
+        name!(extra, i64),
+        name!(different, i64),
+        name!(dead, i64),
+        name!(unsettled, i64),
+        name!(repaired, i64),
+        name!(differences, JsonB),
+    ),
+> {
+    // Taken out: an ERROR ends the verification.
+    let Some(mut this) = CURRENT.take() else {
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "no verification is under way in this session",
+        )
+        .hint("CALL fanout.verify('sync');")
+        .raise()
+    };
+    this.step();
+    let finished = matches!(this.stage, Stage::Done) && this.suspects.is_empty();
+    let row = (
+        finished,
+        this.rows,
+        this.documents,
+        this.missing,
+        this.extra,
+        this.different,
+        this.dead,
+        this.unsettled,
+        this.repaired,
+        JsonB(json!(this.found)),
+    );
+    if !finished {
+        CURRENT.replace(Some(this));
+    }
+    TableIterator::once(row)
+}
+
+fn unready(sync: &Sync, why: &str) -> ! {
+    failure(
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("sync \"{}\" can't be verified: {why}", sync.name),
+    )
+    .hint("See fanout.status and fanout.check().")
+    .raise()
+}
+
+/// The target failed.
+fn unanswered(sync: &Sync, error: &delivery::Error) -> ! {
+    let index = sync.concrete_index();
+    let index = (sync.kind == Kind::Index).then_some(index.as_str());
+    raise(&Asked { server: &sync.server, index }, error)
+}
+
+/// A target that is not filled, or that nothing is delivered to, differs for reasons that are known.
+fn check_phase(sync: &Sync) {
+    if sync.paused {
+        unready(sync, "it is paused");
+    }
+    if sync.phase != Phase::Live {
+        unready(sync, &format!("its phase is {}; wait until it is live", sync.phase.as_str()));
+    }
+    if shared::sync_slot(sync.id, false).is_some_and(|slot| slot.state() == SyncState::Blocked) {
+        unready(sync, &format!("it is blocked: {}", status::last_error(sync).unwrap_or_default()));
+    }
+}
+
+impl Verification {
+    fn step(&mut self) {
+        // Anew in each step: the sync may have been altered, or the caller lost the right to it.
+        let (sync, subject) = Subject::of(&self.sync);
+        let subject = subject.unwrap_or_else(|why| unready(&sync, &why));
+        check_phase(&sync);
+        let target = subject.target().unwrap_or_else(|failure| failure.raise());
+        if self.suspects.len() >= SUSPECTS || (matches!(self.stage, Stage::Done) && !self.suspects.is_empty()) {
+            return self.settle(&subject, &target);
+        }
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Rows(scan) => self.stage = self.rows(&subject, &target, scan),
+            Stage::Names(cursor) => self.stage = self.names(&subject, &target, cursor),
+            Stage::Done => {}
+        }
+    }
+
+    fn page_rows(&self) -> usize {
+        PAGE_BYTES.checked_div(self.mean_bytes).map_or(FIRST_ROWS, |rows| rows.clamp(1, PAGE_ROWS))
+    }
+
+    /// Compares the rows of some blocks.
+    fn rows(&mut self, subject: &Subject, target: &OwnersTarget, mut scan: Scan) -> Stage {
+        let Some((slice, from, to)) = scan.next_slice(self.page_rows()) else { return Stage::Names(None) };
+        let (plans, source) = subject.reading();
+        let sync = &subject.sync;
+        let read = attempt(|| {
+            let mut rows = Vec::new();
+            let visit = |address: &[u8], document: &[u8]| rows.push((address.to_vec(), document.to_vec()));
+            let count = as_worker(sync, || plans.read_blocks(source, from, to, visit));
+            (rows, count)
+        });
+        let (rows, count) = match read {
+            Ok(rows) => rows,
+            Err(failed) if failed.class() != Class::Data => unready(&subject.sync, &failed.to_string()),
+            Err(_) if to - from > 1 => {
+                scan.was_not_read(slice);
+                return Stage::Rows(scan);
+            }
+            // One of the rows of this block cannot be read as a document: those that can, one by one.
+            Err(_) => {
+                let rows = self.one_by_one(subject, from);
+                let count = rows.len();
+                (rows, count)
+            }
+        };
+        let bytes: usize = rows.iter().map(|(_, document)| document.len()).sum();
+        if !rows.is_empty() {
+            self.mean_bytes = (bytes / rows.len()).max(64);
+        }
+        scan.was_read(slice, to - from, count, 0);
+        self.rows += rows.len() as i64;
+        for page in rows.chunks(PAGE_ROWS) {
+            let names = as_worker(sync, || page.iter().map(|(address, _)| name(subject, address)).collect());
+            let held = self.held(subject, target, names);
+            for ((address, row), held) in page.iter().zip(held) {
+                if difference(subject, Some(row), held.as_ref()).is_some() {
+                    self.suspects.push(Suspect::new(address.clone()));
+                }
+            }
+        }
+        Stage::Rows(scan)
+    }
+
+    fn one_by_one(&mut self, subject: &Subject, block: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let (plans, source) = subject.reading();
+        let sync = &subject.sync;
+        let mut addresses = Vec::new();
+        as_worker(sync, || plans.read_addresses(source, block, |address| addresses.push(address.to_vec())));
+        let mut rows = Vec::new();
+        for address in addresses {
+            match attempt(|| as_worker(sync, || subject.documents(&[&address]))) {
+                Ok(found) => rows.extend(found),
+                Err(_) => self.dead += 1,
+            }
+        }
+        rows
+    }
+
+    fn held(&self, subject: &Subject, target: &OwnersTarget, names: Vec<String>) -> Vec<Option<Held>> {
+        held(&subject.sync, target, names).unwrap_or_else(|error| unanswered(&subject.sync, &error))
+    }
+
+    /// Compares both sides of these addresses, the target's first; gives those that differ.
+    fn compare(&self, subject: &Subject, target: &OwnersTarget, addresses: &[&[u8]]) -> Vec<Differing> {
+        let sync = &subject.sync;
+        let names = as_worker(sync, || addresses.iter().map(|address| name(subject, address)).collect());
+        let held = self.held(subject, target, names);
+        // Row by row if one of them cannot be read: that one is of no use.
+        let read = |asked: &[&[u8]]| attempt(|| as_worker(sync, || subject.documents(asked)));
+        let mut unreadable = Vec::new();
+        let mut rows = read(addresses).unwrap_or_else(|_| {
+            let mut rows = std::collections::HashMap::new();
+            for &address in addresses {
+                match read(&[address]) {
+                    Ok(found) => rows.extend(found),
+                    Err(_) => unreadable.push(address),
+                }
+            }
+            rows
+        });
+        addresses
+            .iter()
+            .zip(held)
+            .filter(|(address, _)| !unreadable.contains(address))
+            .filter_map(|(&address, held)| {
+                let row = rows.remove(address);
+                let difference = difference(subject, row.as_deref(), held.as_ref())?;
+                Some(Differing { address: address.to_vec(), row, held, difference })
+            })
+            .collect()
+    }
+
+    /// Looks for the rows of a page of the target's ids.
+    fn names(&mut self, subject: &Subject, target: &OwnersTarget, cursor: Option<String>) -> Stage {
+        let sync = &subject.sync;
+        let page = match target {
+            OwnersTarget::Engine(engine) => {
+                let (index, cursor) = (sync.concrete_index(), cursor);
+                engine
+                    .try_run(move |engine| engine.scan_ids(&index, cursor.as_deref(), PAGE_ROWS))
+                    .map(|page| (page.ids, page.cursor))
+            }
+            OwnersTarget::Cache(cache) => {
+                let (glob, cursor) = (subject.glob(), cursor.and_then(|cursor| cursor.parse().ok()));
+                cache
+                    .try_run(true, move |redis| redis.scan_keys(&glob, cursor, PAGE_ROWS))
+                    .map(|page| (page.keys, page.cursor.map(|cursor| cursor.to_string())))
+            }
+        };
+        let (names, cursor) = page.unwrap_or_else(|error| unanswered(sync, &error));
+        let parse = |names: &[String]| {
+            attempt(|| as_worker(sync, || names.iter().map(|name| subject.parse(name)).collect::<Vec<_>>()))
+        };
+        let parsed = parse(&names).unwrap_or_else(|_| {
+            // One of them is no text of the key's type.
+            names.iter().map(|name| parse(std::slice::from_ref(name)).ok()?.pop()?).collect()
+        });
+        let mut addresses = Vec::new();
+        for (name, address) in names.iter().zip(parsed) {
+            match address {
+                Some(address) => addresses.push(address),
+                // The hash of a long key: compared from the side of the rows. Other keys of Redis are not ours.
+                None if sync.kind == Kind::Cache || name.starts_with("%H") => {}
+                None => {
+                    self.extra += 1;
+                    self.example(name, Difference::Extra, "not an id that the sync writes");
+                }
+            }
+        }
+        self.documents += addresses.len() as i64;
+        let asked: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
+        // A row that cannot be read is not absent.
+        if let Ok(rows) = attempt(|| as_worker(sync, || subject.documents(&asked))) {
+            let absent = addresses.into_iter().filter(|address| !rows.contains_key(address));
+            self.suspects.extend(absent.map(Suspect::new));
+        }
+        match cursor {
+            Some(cursor) => Stage::Names(Some(cursor)),
+            None => Stage::Done,
+        }
+    }
+
+    /// Waits until all that was committed is delivered, then compares the suspects again.
+    fn settle(&mut self, subject: &Subject, target: &OwnersTarget) {
+        let sync = &subject.sync;
+        let (ticket, since) = *self.ticket.get_or_insert_with(|| (shared::ticket(), Instant::now()));
+        if !reached(sync.id, ticket) {
+            if since.elapsed() > self.timeout {
+                unready(sync, "what was committed before did not arrive in time");
+            }
+            return;
+        }
+        self.ticket = None;
+        let mut before: FxHashMap<Vec<u8>, Suspect> =
+            self.suspects.drain(..).map(|suspect| (suspect.address.clone(), suspect)).collect();
+        let addresses: Vec<Vec<u8>> = before.keys().cloned().collect();
+        let mut differing = Vec::new();
+        for page in addresses.chunks(PAGE_ROWS) {
+            let page: Vec<&[u8]> = page.iter().map(Vec::as_slice).collect();
+            differing.extend(self.compare(subject, target, &page));
+        }
+        let dead = dead_letters(sync.id, differing.iter().map(|found| found.address.as_slice()).collect());
+        let mut wrong = Vec::new();
+        for found in differing {
+            let Some(mut suspect) = before.remove(&found.address) else { continue };
+            if dead.contains(&found.address) {
+                self.dead += 1;
+                continue;
+            }
+            let document = found.held.as_ref().map(|held| (held.document.as_slice(), held.version));
+            match suspect.look(Sight::of(document, found.row.as_deref())) {
+                Verdict::Wrong => {}
+                Verdict::Again => {
+                    self.suspects.push(suspect);
+                    continue;
+                }
+                Verdict::Unsettled => {
+                    self.unsettled += 1;
+                    continue;
+                }
+            }
+            match found.difference {
+                Difference::Missing => self.missing += 1,
+                Difference::Extra => self.extra += 1,
+                Difference::Different => self.different += 1,
+            }
+            if self.found.len() < self.examples {
+                let name = as_worker(sync, || name(subject, &found.address));
+                let members = match (&found.row, &found.held) {
+                    (Some(row), Some(held)) => subject.different_members(row, held).join(", "),
+                    _ => String::new(),
+                };
+                self.example(&name, found.difference, &members);
+            }
+            wrong.push(found.address);
+        }
+        if self.repair {
+            let layout = image::layout(catalog::enqueue::layout(sync));
+            for address in &wrong {
+                capture::enqueue_image(sync.id, layout, address);
+            }
+            self.repaired += wrong.len() as i64;
+        }
+    }
+
+    fn example(&mut self, name: &str, difference: Difference, detail: &str) {
+        if self.found.len() < self.examples {
+            let mut example = json!({ "id": name, "difference": difference.as_str() });
+            if !detail.is_empty() {
+                example["detail"] = json!(detail);
+            }
+            self.found.push(example);
+        }
+    }
+}
+
+fn name(subject: &Subject, address: &[u8]) -> String {
+    subject.name(address).unwrap_or_default()
+}
+
+/// How row and document differ, if they do.
+fn difference(subject: &Subject, row: Option<&[u8]>, held: Option<&Held>) -> Option<Difference> {
+    let expires = subject.sync.kind == Kind::Cache && subject.sync.options.get("ttl_ms").is_some();
+    match (row, held) {
+        (None, None) => None,
+        // Expired, as it was meant to.
+        (Some(_), None) if expires => None,
+        (Some(_), None) => Some(Difference::Missing),
+        (None, Some(_)) => Some(Difference::Extra),
+        (Some(row), Some(held)) => (!subject.same(row, held)).then_some(Difference::Different),
+    }
+}
+
+/// True if the sync has delivered all that was committed before the ticket was drawn; waits a moment for it.
+fn reached(sync: i32, ticket: u64) -> bool {
+    let Some(database) = shared::database() else { return false };
+    let began = Instant::now();
+    loop {
+        if let Some(slot) = shared::sync_slot(sync, true) {
+            if slot.done() >= ticket {
+                database.stop_waiting();
+                return true;
+            }
+            if slot.wanted() < ticket {
+                slot.want(ticket);
+                shared::wake_worker();
+            }
+        }
+        let Some(left) = LOOK.checked_sub(began.elapsed()) else { break };
+        database.sleep_as_waiter(left.as_millis() as i64);
+    }
+    database.stop_waiting();
+    false
+}
+
+/// Those of the addresses that have dead letters.
+fn dead_letters(sync: i32, addresses: Vec<&[u8]>) -> Vec<Vec<u8>> {
+    privileged(|| {
+        ours(Spi::connect(|client| {
+            client
+                .select(
+                    "SELECT address FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY ($2)",
+                    None,
+                    &[sync.into(), addresses.into()],
+                )?
+                .map(|row| Ok(row.get::<Vec<u8>>(1)?.unwrap_or_default()))
+                .collect::<Result<Vec<_>, pgrx::spi::Error>>()
+        }))
+    })
+}

@@ -1,0 +1,249 @@
+//! What concerns a sync's target, looked at with the owner's rights and credentials.
+
+use super::Findings;
+use crate::catalog::{Kind, Phase, Sync, identity, mapping};
+use crate::document::as_worker;
+use crate::network::{OwnersTarget, owners_target};
+use crate::repair::Subject;
+use crate::repair::attempt::attempt;
+use crate::worker::incarnation;
+use crate::worker::transaction::Class;
+use delivery::ErrorKind;
+use delivery::engine::IndexReport;
+use delivery::ownership::Owner;
+use pgrx::prelude::*;
+use serde_json::{Map, Value};
+
+/// Looks at the source through the owner's eyes, then at the target.
+pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
+    if readable {
+        reading(findings, sync);
+    }
+    let target = match owners_target(&sync.server, sync.owner) {
+        Ok(target) => target,
+        Err(failure) => {
+            return findings.error(
+                "server",
+                failure.message(),
+                "The worker reaches the server as the sync's owner, who needs USAGE on it.",
+            );
+        }
+    };
+    if !reachable(findings, sync, &target) {
+        return;
+    }
+    owner(findings, sync, &target);
+    match &target {
+        OwnersTarget::Engine(engine) => {
+            let (index, alias) = (sync.concrete_index(), sync.target.clone());
+            let found = engine.try_run(move |engine| Ok((engine.index_report(&index)?, engine.alias_holders(&alias)?)));
+            match found {
+                Ok((report, holders)) => index_is_right(findings, sync, report, &holders),
+                Err(error) => findings.warning(
+                    "index",
+                    error.to_string(),
+                    "Grant the user of the mapping to look at the index (view_index_metadata).",
+                ),
+            }
+        }
+        OwnersTarget::Cache(cache) => {
+            let policy = cache.try_run(true, |redis| redis.info("memory", "maxmemory_policy"));
+            if let Ok(Some(policy)) = policy {
+                if policy.starts_with("allkeys") {
+                    findings.warning(
+                        "eviction",
+                        format!("maxmemory-policy is {policy}: Redis may evict any key, which nobody notices"),
+                        "Use noeviction or a volatile policy, or have readers take a missing key from the table.",
+                    );
+                } else {
+                    findings.ok("eviction", policy);
+                }
+            }
+        }
+    }
+}
+
+/// The rows of the first block, read as the worker reads them: rights, policies, and what documents are made of.
+fn reading(findings: &mut Findings, sync: &Sync) {
+    let subject = match Subject::of(&sync.name).1 {
+        Ok(subject) => subject,
+        Err(why) => return findings.error("reading", why, "Put it right: the sync goes on by itself."),
+    };
+    let (plans, source) = subject.reading();
+    let read = attempt(|| as_worker(sync, || plans.read_blocks(source, 0, 1, |_, _| ())));
+    match read {
+        Ok(_) => findings.ok("reading", format!("as role {}", crate::server::role_name(sync.owner))),
+        Err(failed) if failed.class() == Class::Data => findings.warning(
+            "reading",
+            format!("a row of the first block cannot be read: {failed}"),
+            "Such rows become dead letters: see fanout.dead_letters.",
+        ),
+        Err(failed) => findings.error(
+            "reading",
+            format!("role {} cannot read the source: {failed}", crate::server::role_name(sync.owner)),
+            "Grant it SELECT on the table and USAGE on its schema; row-level security must not apply to it.",
+        ),
+    }
+}
+
+fn reachable(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) -> bool {
+    let asked = (sync.server.clone(), sync.owner);
+    if findings.silent.contains(&asked) {
+        findings.error("server", format!("{}: does not answer", sync.server), "See above.");
+        return false;
+    }
+    let found = match target {
+        OwnersTarget::Engine(engine) => engine.try_run(|engine| engine.probe()).map(|info| {
+            let flavor = info.flavor.map_or_else(|| "a search engine".to_owned(), |flavor| format!("{flavor:?}"));
+            format!("{flavor} {}", info.version.unwrap_or_default())
+        }),
+        OwnersTarget::Cache(cache) => {
+            cache.try_run(true, |redis| redis.probe()).map(|version| format!("Redis {}", version.unwrap_or_default()))
+        }
+    };
+    let server = &sync.server;
+    match found {
+        Ok(what) => {
+            findings.ok("server", format!("{server}: {}", what.trim_end()));
+            true
+        }
+        Err(error) => {
+            let hint = match error.kind() {
+                ErrorKind::Unauthorized => format!("ALTER USER MAPPING FOR … SERVER {server} changes the credentials."),
+                ErrorKind::Unreachable | ErrorKind::Timeout => {
+                    format!("Check the option \"url\" of server {server}, the network, and that it is running.")
+                }
+                ErrorKind::TlsOrConfig => format!("Check the options of server {server}: url, ca, verify."),
+                _ => format!("Check that the option \"url\" of server {server} leads to a target of the right kind."),
+            };
+            findings.error("server", format!("{server}: {error}"), hint);
+            findings.silent.push(asked);
+            false
+        }
+    }
+}
+
+/// Who the target says that feeds it.
+fn owner(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) {
+    let name = sync.target.clone();
+    let found: delivery::Result<Option<Owner>> = match target {
+        OwnersTarget::Engine(engine) => engine.try_run(move |engine| engine.owner(&name)),
+        OwnersTarget::Cache(cache) => cache.try_run(true, move |redis| redis.owner(&name)),
+    };
+    // SAFETY: reads a flag of shared memory.
+    let standby = unsafe { pg_sys::RecoveryInProgress() };
+    let literal = pgrx::spi::quote_literal(&sync.name);
+    match found {
+        Err(error) => findings.warning(
+            "control",
+            error.to_string(),
+            "The owner's credentials must be able to read and write the control document.",
+        ),
+        Ok(None) if sync.phase == Phase::Create => findings.ok("control", "not claimed yet"),
+        Ok(None) => findings.warning(
+            "control",
+            "the control document is gone: the target may have lost what it held",
+            "The worker claims it anew with its next heartbeat, and reconciles.",
+        ),
+        Ok(Some(owner)) if standby => findings.ok("control", format!("fed by {}", owner.by)),
+        Ok(Some(owner)) if owner.identity == incarnation() => findings.ok("control", "fed by this database"),
+        Ok(Some(_)) if sync.identity != identity() => findings.ok("control", "fed by another, and this sync is parked"),
+        Ok(Some(owner)) => findings.error(
+            "control",
+            format!("the target is fed by another: {} ({})", owner.by, owner.identity),
+            format!("Stop the other, or SELECT fanout.adopt({literal}); if this database is to take over."),
+        ),
+    }
+}
+
+fn index_is_right(findings: &mut Findings, sync: &Sync, report: Option<IndexReport>, holders: &[String]) {
+    let index = sync.concrete_index();
+    let literal = pgrx::spi::quote_literal(&sync.name);
+    let Some(report) = report else {
+        return if sync.phase == Phase::Create {
+            findings.ok("index", "not made yet");
+        } else {
+            findings.error(
+                "index",
+                format!("index \"{index}\" is gone"),
+                format!(
+                    "It is made and filled again with the next change: SELECT fanout.reconcile({literal}); does it now."
+                ),
+            );
+        };
+    };
+    let set = |name: &str| report.settings.get(name).and_then(Value::as_str).unwrap_or_default();
+    let blocks = ["read_only", "read_only_allow_delete", "write"];
+    if !report.ours {
+        findings.error(
+            "index",
+            format!("index \"{index}\" was not made by pg_fanout"),
+            "Somebody deleted ours and made another of that name, perhaps by writing to it: delete it.",
+        );
+    } else if let Some(block) = blocks.iter().find(|block| set(&format!("index.blocks.{block}")) == "true") {
+        findings.error(
+            "index",
+            format!("index \"{index}\" takes no writes: index.blocks.{block} is set"),
+            "Engines set read_only_allow_delete when a disk is nearly full: make room, then set it to null.",
+        );
+    } else if sync.phase == Phase::Live && !holders.contains(&index) {
+        findings.error(
+            "index",
+            format!("the alias \"{}\" does not point to index \"{index}\"", sync.target),
+            format!("Point it there, or SELECT fanout.resync({literal});"),
+        );
+    } else {
+        findings.ok("index", index);
+    }
+    if set("index.translog.durability") == "async" {
+        findings.warning(
+            "durability",
+            "index.translog.durability is async: what the engine has acknowledged can be lost when it crashes",
+            format!("Set it to request; after such a crash SELECT fanout.reconcile({literal});"),
+        );
+    }
+    if set("index.refresh_interval") == "-1" {
+        findings.warning(
+            "refresh",
+            "index.refresh_interval is -1: searches see changes only after fanout.wait() or a refresh",
+            "Set it to null.",
+        );
+    }
+    if sync.kind == Kind::Index {
+        drift(findings, sync, &report.properties, &literal);
+    }
+}
+
+/// Whether the index has the fields that the source has now.
+fn drift(findings: &mut Findings, sync: &Sync, actual: &Map<String, Value>, literal: &str) {
+    let body = mapping::index_body(sync);
+    let Some(expected) = body.pointer("/mappings/properties").and_then(Value::as_object) else { return };
+    let kind = |field: &Value| field.get("type").and_then(Value::as_str).unwrap_or("object").to_owned();
+    let wrong: Vec<String> = expected
+        .iter()
+        .filter_map(|(name, field)| match find_field(actual, name) {
+            None => Some(format!("{name} is missing")),
+            Some(found) if kind(found) != kind(field) => {
+                Some(format!("{name} is {} instead of {}", kind(found), kind(field)))
+            }
+            Some(_) => None,
+        })
+        .collect();
+    if wrong.is_empty() {
+        findings.ok("mapping", format!("{} fields", actual.len()));
+    } else {
+        findings.warning(
+            "mapping",
+            format!("the index has other fields than the source: {}", wrong.join(", ")),
+            format!("SELECT fanout.resync({literal}); builds the index anew, without downtime."),
+        );
+    }
+}
+
+/// A field by its name; dots are a path.
+fn find_field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    fields.get(name).or_else(|| {
+        let (first, rest) = name.split_once('.')?;
+        find_field(fields.get(first)?.get("properties")?.as_object()?, rest)
+    })
+}
