@@ -2,9 +2,9 @@
 
 use super::clock::Clock;
 use super::pending::{Pending, Slot};
+use super::reading::read_as_owner;
 use super::runner::Runner;
 use super::transaction::{Class, Failed, transaction};
-use crate::catalog::acting::acting_for;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::document::Source;
 use crate::settings;
@@ -12,7 +12,6 @@ use delivery::bulk::BulkBuilder;
 use delivery::keyspace::RedisBatch;
 use delivery::sender::JobKind;
 use delivery::template::KeyTemplate;
-use pgrx::pg_sys;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
 
@@ -23,26 +22,6 @@ pub type Batches = Vec<(JobKind, Vec<Slot>)>;
 const FIRST_ROWS: usize = 50;
 /// A reading ends at so many times the bytes of a batch, where rows are larger than those before them were.
 const ENOUGH: usize = 2;
-/// USER_LOCKMETHOD of storage/lock.h.
-const USER_LOCKS: u16 = 2;
-
-/// STATEMENT_TIMEOUT of utils/timeout.h, the same in all versions that we build for.
-const STATEMENT_TIMEOUT: i32 = 3;
-
-unsafe extern "C-unwind" {
-    // Not in pgrx's bindings; utils/timeout.h.
-    fn enable_timeout_after(id: i32, delay_ms: i32);
-    fn disable_timeout(id: i32, keep_indicator: bool);
-}
-
-/// After an error: no timeout is left running, and none that already fired cancels what comes next.
-pub fn forget_timeouts() {
-    // SAFETY: plain calls and a flag of this process' main thread (postgres.c does the same after an error).
-    unsafe {
-        disable_timeout(STATEMENT_TIMEOUT, false);
-        pg_sys::QueryCancelPending = 0;
-    }
-}
 
 /// How an address is called in the target.
 pub struct Naming<'a> {
@@ -231,25 +210,6 @@ fn learn(runner: &mut Runner, mean: Option<usize>) {
     }
 }
 
-/// Runs `read` as the sync's owner in a read-only transaction with a statement timeout: nothing else arms it here.
-pub fn read_as_owner<T>(sync: &Sync, read: impl FnOnce() -> T) -> Result<T, Failed> {
-    transaction(|| {
-        acting_for(sync, || {
-            // SAFETY: a flag of this transaction, reset at its end (StartTransaction); the timeout's handler is
-            // registered by InitPostgres, and transaction() disables it after an error.
-            unsafe {
-                pg_sys::XactReadOnly = true;
-                enable_timeout_after(STATEMENT_TIMEOUT, settings::read_timeout_ms());
-                let result = read();
-                disable_timeout(STATEMENT_TIMEOUT, false);
-                // Advisory locks of the session outlive the transaction, and this session lives long.
-                pg_sys::LockReleaseAll(USER_LOCKS, true);
-                result
-            }
-        })
-    })
-}
-
 /// Reads the rows of pending addresses: present → written, absent → deleted.
 pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
     let version = clock.next()?;
@@ -259,7 +219,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     let slots = runner.pending.take(limit);
     let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
     let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
-    let read = read_as_owner(&runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
         let mut unknown = Vec::new();
@@ -352,7 +312,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let mut late = Vec::new();
     let enough = bound.saturating_mul(ENOUGH);
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
-    let read = read_as_owner(&runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let rows = plans.read_blocks(source, from, to, |address, document| {
             // Inherited tables may hold one key twice: the second row would be a second action for one document.
@@ -402,8 +362,9 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
 fn mark_block(runner: &mut Runner, slice: u32, block: u32) -> Result<(), Failed> {
     let Some((source, Some(plans))) = &runner.source else { return Ok(()) };
     let mut addresses = Vec::new();
-    let read =
-        read_as_owner(&runner.sync, || plans.read_addresses(source, block, |address| addresses.push(address.to_vec())));
+    let read = read_as_owner(runner.slot, &runner.sync, || {
+        plans.read_addresses(source, block, |address| addresses.push(address.to_vec()))
+    });
     let Some(scan) = &mut runner.scan else { return Ok(()) };
     match read {
         Ok(rows) => {

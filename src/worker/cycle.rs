@@ -172,6 +172,9 @@ impl Worker {
                         };
                         (store::dead_letters(sync.id), store::stored(sync.id), unlogged)
                     })?;
+                    if runner.slot.take_overdue().is_some() {
+                        runner.quarantine();
+                    }
                     runner.dead = dead.into_iter().collect();
                     runner.stored = stored;
                     if unlogged && runner.sync.phase == Phase::Live {

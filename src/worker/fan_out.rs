@@ -3,9 +3,9 @@
 //! A step looks up a bounded number of changed rows. What it finds is marked in the epoch of the row that led to it, so that
 //! whoever waits for that row waits for its documents.
 
-use super::batch::read_as_owner;
 use super::cycle::want_phase;
 use super::outcome;
+use super::reading::read_as_owner;
 use super::runner::Runner;
 use super::store;
 use super::transaction::{Class, transaction};
@@ -34,7 +34,7 @@ pub fn step(runner: &mut Runner) -> bool {
     let pending = &runner.pending;
     let changed: Vec<&[u8]> = slots.iter().filter_map(|&slot| Some(related(pending.address(slot))?.1)).collect();
     let mut found: HashSet<Vec<u8>> = HashSet::new();
-    let read = read_as_owner(&runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, || {
         plan.read(source, &changed, |address| {
             found.insert(address.to_vec());
             found.len() <= room

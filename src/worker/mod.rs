@@ -11,6 +11,7 @@ pub mod pace;
 mod pending;
 mod process;
 mod question;
+mod reading;
 mod rotation;
 mod runner;
 pub mod scan;

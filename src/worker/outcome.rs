@@ -1,8 +1,8 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
-use super::batch;
 use super::cycle::{Task, Worker};
 use super::pending::Slot;
+use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
 use super::scan::Ids;
 use super::store::{self, DeadLetter};
@@ -270,7 +270,7 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let sync = runner.sync.id;
     let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
-    let noted = batch::read_as_owner(&runner.sync, || {
+    let noted = read_as_owner(runner.slot, &runner.sync, || {
         addresses
             .iter()
             .map(|address| (runner.render(address).unwrap_or_default(), runner.key(address)))
@@ -386,7 +386,7 @@ fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>)
     }
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
     let parse = |names: &[String]| {
-        batch::read_as_owner(&runner.sync, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
+        read_as_owner(runner.slot, &runner.sync, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
     };
     let parsed = parse(names).or_else(|_| {
         // One of them is no text of the key's type: one by one.

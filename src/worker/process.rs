@@ -103,6 +103,7 @@ unsafe extern "C-unwind" fn on_syscache(_arg: pg_sys::Datum, _cache: i32, _hash:
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
+    super::reading::note_overdue();
     if let Some(database) = MINE.get() {
         database.detach(AFTER.get());
         database.wake_waiters();
@@ -220,6 +221,7 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
             Some(on_syscache),
             pg_sys::Datum::from(0),
         );
+        super::reading::register();
         for (name, value) in PINNED.iter().chain(crate::document::OUTPUT) {
             pin(name, value);
         }

@@ -3,6 +3,7 @@
 use super::batch::Naming;
 use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
+use super::reading::QUARANTINE;
 use super::scan::{Ids, Scan};
 use super::shared::{self, ScanState, SyncSlot, SyncState};
 use crate::catalog::{Kind, Phase, Sync};
@@ -231,6 +232,16 @@ impl Runner {
         self.blocked = true;
         self.not_before = Some(Instant::now() + BLOCKED_RETRY);
         self.slot.set_error(why);
+    }
+
+    /// The code of its owner had to be ended with the worker: the other syncs come first for a while.
+    pub fn quarantine(&mut self) {
+        self.block(&format!(
+            "its reading did not end when it was cancelled, and the worker was ended with it; it is tried again in {} minutes, \
+             or after fanout.pause() and fanout.resume()",
+            QUARANTINE.as_secs() / 60
+        ));
+        self.not_before = Some(Instant::now() + QUARANTINE);
     }
 
     /// Something worked: no more caution.

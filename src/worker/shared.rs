@@ -176,6 +176,8 @@ pub struct SyncSlot {
     pub scan_began: AtomicI64,
     /// Documents a second, over the last seconds.
     pub rate: AtomicU64,
+    /// When its owner's code had to be ended with the worker, microseconds since 1970; 0 if never.
+    overdue: AtomicI64,
     error_at: AtomicI64,
     error_length: AtomicU32,
     error: [AtomicU8; ERROR_BYTES],
@@ -525,13 +527,25 @@ impl SyncSlot {
             counter.store(0, Relaxed);
         }
         self.scan.store(0, Relaxed);
-        for counter in [&self.oldest, &self.rows_done, &self.rows_total, &self.scan_began, &self.error_at] {
+        for counter in
+            [&self.oldest, &self.rows_done, &self.rows_total, &self.scan_began, &self.error_at, &self.overdue]
+        {
             counter.store(0, Relaxed);
         }
         self.error_length.store(0, Relaxed);
         self.wait_wanted.store(0, Relaxed);
         self.wait_done.store(0, Relaxed);
         self.set_state(SyncState::Waiting);
+    }
+
+    /// Notes that the code of its owner did not end.
+    pub fn set_overdue(&self, at: i64) {
+        self.overdue.store(at, Release);
+    }
+
+    /// When that was noted; forgets it.
+    pub fn take_overdue(&self) -> Option<i64> {
+        Some(self.overdue.swap(0, AcqRel)).filter(|&at| at > 0)
     }
 
     /// What the sync is doing.

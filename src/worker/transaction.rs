@@ -66,7 +66,7 @@ pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Failed> {
     outcome.map_err(|payload| {
         // SAFETY: cleans up whatever state the error left the transaction in (postgres.c does the same in its main loop).
         unsafe {
-            super::batch::forget_timeouts();
+            super::reading::forget_timeouts();
             pg_sys::AbortCurrentTransaction();
         }
         describe(payload)

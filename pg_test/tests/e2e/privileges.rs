@@ -204,3 +204,30 @@ fn code_in_a_document_query_gains_nothing() {
     ));
     assert_eq!(refusal.code, "42P13", "{refusal}");
 }
+
+/// A function may swallow the cancellation of its statement, but not the end of the process.
+#[test]
+fn a_reading_that_does_not_end_is_ended_and_the_others_go_on() {
+    let mut world = World::alone("endless_reading");
+    products(&mut world, 5);
+    let other = world.cache_table("product", ", name => 'other'");
+    pg_test::assert_in_step(&mut world, &other);
+    world.db.exec("ALTER SYSTEM SET fanout.read_timeout = '500ms'");
+    world.db.exec("SELECT pg_reload_conf()");
+    world.db.exec(
+        "CREATE TABLE lure (id int PRIMARY KEY, n text); INSERT INTO lure VALUES (1, 'x');
+         CREATE FUNCTION hang(x text) RETURNS text STABLE LANGUAGE plpgsql AS $f$
+         BEGIN LOOP BEGIN PERFORM pg_sleep(1000); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $f$",
+    );
+    let key = format!("{}${{id}}", world.key_prefix("lure"));
+    let sync = world.cache_table_by("lure", &key, ", document => 'SELECT id, hang(n) AS n FROM lure'");
+    pg_test::eventually("the sync is left alone", std::time::Duration::from_secs(60), || {
+        world.status(&sync, "state") == "blocked"
+    });
+    assert!(world.status(&sync, "last_error").contains("did not end when it was cancelled"));
+    world.db.exec("ALTER SYSTEM RESET fanout.read_timeout");
+    world.db.exec("SELECT pg_reload_conf()");
+    world.db.exec("UPDATE product SET price = 1");
+    pg_test::assert_in_step(&mut world, &other);
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}')"));
+}
