@@ -264,6 +264,12 @@ pub fn check_stable(argument: &str, described: &query::Described) {
     }
 }
 
+/// What is read beside the row of the source itself: other tables, and the source where it is read once more.
+fn beside(reads: &[pg_sys::Oid], source: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let again = reads.iter().filter(|&&oid| oid == source).count() > 1;
+    tables(reads).into_iter().filter(|&oid| oid != source || again).collect()
+}
+
 /// Those of the relations whose rows can change: no views (what they read is listed itself), no system catalogs. A temporary
 /// table is an ERROR.
 pub fn tables(reads: &[pg_sys::Oid]) -> Vec<pg_sys::Oid> {
@@ -325,5 +331,5 @@ pub fn columns(sync: &Sync, table: &Table) -> Vec<Column> {
 pub fn reads(sync: &Sync) -> Vec<pg_sys::Oid> {
     let Some(document) = sync.document_query() else { return Vec::new() };
     let reads = acting_for(sync, || query::describe(document, &[])).reads;
-    tables(&reads).into_iter().filter(|&oid| oid != sync.source).collect()
+    beside(&reads, sync.source)
 }

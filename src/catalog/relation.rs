@@ -166,7 +166,11 @@ pub fn warn_of_undeclared(name: &str, reads: &[pg_sys::Oid]) {
             PgSqlErrorCode::ERRCODE_WARNING,
             format!("changes of table \"{}\" do not reach the documents of sync \"{name}\" yet", table.name),
         )
-        .detail("The document query reads it, but it is not declared.")
+        .detail(if oid == sync.source {
+            "It is the source itself, which the query reads twice: a row may belong to documents of other rows."
+        } else {
+            "The document query reads it, but it is not declared."
+        })
         .hint(hint)
         .warn();
     }

@@ -262,6 +262,7 @@ fn a_tree_is_followed_by_a_recursive_query(world: &mut World, engine: &Engine) {
                 UNION ALL SELECT p.id, p.parent, p.name, up.depth + 1 FROM node p JOIN up ON p.id = up.parent)
             SELECT string_agg(name, '' > '' ORDER BY depth DESC) FROM up) AS path FROM node n'",
     );
+    assert_eq!(world.db.value(&format!("SELECT source FROM fanout.propose_relations('{sync}')")), "public.node");
     world.db.exec(&format!(
         "SELECT fanout.related('{sync}', 'node', columns => '{{id}}', keys => 'WITH RECURSIVE down(id) AS (
              SELECT id FROM changed UNION SELECT n.id FROM node n JOIN down ON n.parent = down.id) SELECT id FROM down')"
