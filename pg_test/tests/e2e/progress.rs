@@ -15,14 +15,15 @@ fn a_backfill_keeps_its_rate_and_shows_its_progress(world: &mut World, engine: &
     let begun = Instant::now();
     world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
     let mut seen = Vec::new();
-    eventually("it is live again", Duration::from_secs(30), || {
+    eventually("it is live again", Duration::from_secs(90), || {
         seen.extend(world.db.rows(&format!(
             "SELECT command, phase, rows_done, rows_total, percent, eta IS NOT NULL, pid FROM fanout.progress WHERE sync = '{sync}'"
         )));
         world.db.value("SELECT phase FROM fanout.sync") == "live"
     });
     let took = begun.elapsed();
-    assert!((Duration::from_millis(1800)..Duration::from_secs(12)).contains(&took), "3000 rows in {took:?}");
+    // How long at most is a matter of what else the machine does.
+    assert!(took > Duration::from_millis(2500), "3000 ids and 3000 rows, at 1000 a second, in {took:?}");
     let text = |row: &Vec<Option<String>>, column: usize| row[column].clone().unwrap_or_default();
     let reading: Vec<_> = seen.iter().filter(|row| text(row, 1) == "reading rows").collect();
     assert!(reading.iter().all(|row| text(row, 0) == "reconcile"), "{seen:?}");
