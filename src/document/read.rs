@@ -341,6 +341,8 @@ struct Receiver<'a> {
     visit: &'a mut Visit<'a>,
     address: Vec<u8>,
     rows: usize,
+    /// The database does not vouch for its texts being UTF-8.
+    unchecked: bool,
     /// Emptied after each row.
     context: pg_sys::MemoryContext,
 }
@@ -368,6 +370,11 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
                 pgrx::varlena::varsize_any_exhdr(json),
             )
         });
+        if receiver.unchecked
+            && let Some(document) = document
+        {
+            super::source::valid(document);
+        }
         receiver.rows += 1;
         let more = (receiver.visit)(&receiver.address, document);
         pg_sys::MemoryContextSwitchTo(before);
@@ -427,6 +434,7 @@ fn execute(
             visit,
             address: Vec::new(),
             rows: 0,
+            unchecked: pg_sys::GetDatabaseEncoding() != pg_sys::pg_enc::PG_UTF8 as i32,
             context,
         };
         let options = pg_sys::SPIExecuteOptions {

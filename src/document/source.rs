@@ -3,9 +3,10 @@
 use super::statements::{self, Condition, Statements};
 use crate::capture::image::{self, Storage};
 use crate::catalog::{self, Sync};
+use crate::error::failure;
 use crate::journal::format::Layout;
 use crate::server::quoted;
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::{CStr, CString};
 
 /// Why a source cannot be read. All of them block the sync until somebody changes something.
@@ -135,7 +136,7 @@ impl Source {
                 continue;
             };
             texts.push(Some(match output {
-                Output::Text => String::from_utf8_lossy(bytes).into_owned(),
+                Output::Text => valid(bytes).to_owned(),
                 Output::Int => {
                     let datum = image::to_datum(storage, bytes)?;
                     (datum.value() as i64).to_string()
@@ -145,7 +146,7 @@ impl Source {
                     // SAFETY: the layout's signature was compared: the datum is of the type that the function prints.
                     unsafe {
                         let text = pg_sys::OidOutputFunctionCall(*function, datum);
-                        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+                        let owned = valid(CStr::from_ptr(text).to_bytes()).to_owned();
                         pg_sys::pfree(text.cast());
                         owned
                     }
@@ -178,6 +179,15 @@ impl Source {
         }
         Some(address)
     }
+}
+
+/// Text of the database as a target takes it. A database with encoding SQL_ASCII may hold anything; what is not UTF-8 there is
+/// refused, for two such texts must not become one.
+pub fn valid(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_else(|_| {
+        failure(PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE, "the row holds text that is not valid UTF-8")
+            .raise()
+    })
 }
 
 /// An operator with its schema: which one it is must not depend on search_path.

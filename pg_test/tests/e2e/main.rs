@@ -10,6 +10,7 @@ mod columns;
 mod crashes;
 mod dead_letters;
 mod documents;
+mod encodings;
 mod explain;
 mod harness;
 mod keys;
