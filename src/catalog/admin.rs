@@ -107,7 +107,8 @@ fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
 /// Ends a sync: its triggers, its row, its dead letters. The target stays, unless `drop_target`: then the worker removes
 /// the index, or the keys of the template, and the sync goes with it once that is done.
 #[pg_extern(schema = "fanout")]
-fn drop_sync(sync: Option<&str>, drop_target: default!(bool, "false")) {
+fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
+    let drop_target = super::declare::not_null("drop_target", drop_target);
     let Some(name) = sync else {
         failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
     };

@@ -2,7 +2,7 @@
 
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{not_parked, owned};
-use crate::catalog::declare::{check_fields, check_jitter, check_search_fields, one_of, ttl_milliseconds};
+use crate::catalog::declare::{check_fields, check_jitter, check_search_fields, not_null, one_of, ttl_milliseconds};
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
@@ -76,8 +76,9 @@ fn alter_sync(
     backfill_rate: default!(Option<f64>, "NULL"),
     backfill_window: default!(Option<String>, "NULL"),
     reset: default!(Option<Vec<Option<String>>>, "NULL"),
-    dry_run: default!(bool, "false"),
+    dry_run: default!(Option<bool>, "false"),
 ) -> String {
+    let dry_run = not_null("dry_run", dry_run);
     catalog::require_preloaded();
     let Some(name) = sync else {
         failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()

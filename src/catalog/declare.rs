@@ -111,7 +111,7 @@ fn cache_table(
     name
 }
 
-fn not_null<T>(name: &str, value: Option<T>) -> T {
+pub fn not_null<T>(name: &str, value: Option<T>) -> T {
     value.unwrap_or_else(|| {
         failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be NULL")).raise()
     })

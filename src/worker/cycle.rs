@@ -219,6 +219,8 @@ impl Worker {
             if super::process::sources_changed() {
                 for runner in self.runners.values_mut() {
                     runner.source = None;
+                    // It may have been the table that had to be put right.
+                    runner.try_now();
                 }
             }
             super::question::answer(self);

@@ -84,6 +84,8 @@ pub struct Runner {
     pub failing: bool,
     /// Somebody has to put something right.
     pub blocked: bool,
+    /// See [`Self::quarantine`].
+    pub quarantined: bool,
     /// Documents that a batch may have: falls when the target says that a batch is too large, or a row cannot be read.
     pub batch_limit: usize,
     /// Bytes of a document, a moving mean; 0 if none was seen.
@@ -151,6 +153,7 @@ impl Runner {
             not_before: None,
             failing: false,
             blocked: false,
+            quarantined: false,
             batch_limit: usize::MAX,
             mean_bytes: 0,
             dead: FxHashSet::default(),
@@ -242,6 +245,14 @@ impl Runner {
             QUARANTINE.as_secs() / 60
         ));
         self.not_before = Some(Instant::now() + QUARANTINE);
+        self.quarantined = true;
+    }
+
+    /// What it is blocked for may have been put right.
+    pub fn try_now(&mut self) {
+        if self.blocked && !self.quarantined {
+            self.not_before = None;
+        }
     }
 
     /// Something worked: no more caution.
@@ -249,6 +260,7 @@ impl Runner {
         self.backoff.reset();
         self.failing = false;
         self.blocked = false;
+        self.quarantined = false;
         self.not_before = None;
     }
 

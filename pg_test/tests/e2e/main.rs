@@ -14,6 +14,7 @@ mod encodings;
 mod explain;
 mod harness;
 mod keys;
+mod mistakes;
 mod outages;
 mod ownership;
 mod partitions;
