@@ -44,7 +44,7 @@ CREATE TABLE fanout.sync (
 COMMENT ON TABLE fanout.sync IS 'one row a sync: a source table kept in step with a target; change it with the functions of this schema';
 COMMENT ON COLUMN fanout.sync.target IS 'index: the name of the index (an alias in the engine); cache: the template of the Redis key';
 COMMENT ON COLUMN fanout.sync.key_columns IS 'the columns that identify a row';
-COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each other column that the key template is made from';
+COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each other column that the key template, or the routing, is made from';
 COMMENT ON COLUMN fanout.sync.owner IS 'the role as which the worker reads the source';
 COMMENT ON COLUMN fanout.sync.identity IS 'the cluster and database that the sync was made in: under another it is parked until fanout.adopt()';
 COMMENT ON COLUMN fanout.sync.generation IS 'number of the concrete index behind the alias; fanout.resync() makes the next';

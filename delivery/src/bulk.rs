@@ -25,14 +25,17 @@ use crate::id::MAX_ID_BYTES;
 #[derive(Debug)]
 pub struct BulkBuilder {
     body: BulkBody,
+    routing: Option<String>,
 }
 
 impl BulkBuilder {
     /// An empty batch for a concrete index.
     pub fn new(index: &str) -> BulkBuilder {
         BulkBuilder {
+            routing: None,
             body: BulkBody {
                 index: index.to_owned(),
+                pipeline: None,
                 bytes: Vec::new(),
                 ids: String::new(),
                 entries: Vec::new(),
@@ -52,7 +55,18 @@ impl BulkBuilder {
         body.entries.clear();
         body.deletes = 0;
         body.refused = 0;
-        BulkBuilder { body }
+        body.pipeline = None;
+        BulkBuilder { body, routing: None }
+    }
+
+    /// The ingest pipeline that documents go through.
+    pub fn set_pipeline(&mut self, pipeline: Option<&str>) {
+        self.body.pipeline = pipeline.map(str::to_owned);
+    }
+
+    /// What decides on the shard of the actions that are added from now on, instead of their ids.
+    pub fn set_routing(&mut self, routing: Option<String>) {
+        self.routing = routing;
     }
 
     /// Adds a document. `slot` is the caller's name for it and comes back with the outcome; `document` is a JSON object.
@@ -67,7 +81,7 @@ impl BulkBuilder {
                 .then_some("the document is not a JSON object")
         });
         if self.push_entry(slot, id, false, reason) {
-            push_action(&mut self.body.bytes, b"{\"index\":{\"_id\":", id, version);
+            push_action(&mut self.body.bytes, b"{\"index\":{\"_id\":", id, self.routing.as_deref(), version);
             push_line(&mut self.body.bytes, trimmed);
         }
     }
@@ -75,7 +89,7 @@ impl BulkBuilder {
     /// Adds a deletion.
     pub fn push_delete(&mut self, slot: u32, id: &str, version: u64) {
         if self.push_entry(slot, id, true, refusal(id, version)) {
-            push_action(&mut self.body.bytes, b"{\"delete\":{\"_id\":", id, version);
+            push_action(&mut self.body.bytes, b"{\"delete\":{\"_id\":", id, self.routing.as_deref(), version);
         }
     }
 
@@ -122,9 +136,13 @@ fn refusal(id: &str, version: u64) -> Option<&'static str> {
     }
 }
 
-fn push_action(out: &mut Vec<u8>, head: &[u8], id: &str, version: u64) {
+fn push_action(out: &mut Vec<u8>, head: &[u8], id: &str, routing: Option<&str>, version: u64) {
     out.extend_from_slice(head);
     push_json_string(out, id);
+    if let Some(routing) = routing {
+        out.extend_from_slice(b",\"routing\":");
+        push_json_string(out, routing);
+    }
     out.extend_from_slice(b",\"version\":");
     push_decimal(out, version);
     out.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
@@ -187,6 +205,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct BulkBody {
     index: String,
+    pipeline: Option<String>,
     pub(crate) bytes: Vec<u8>,
     ids: String,
     entries: Vec<Entry>,
@@ -198,6 +217,11 @@ impl BulkBody {
     /// The index it is for.
     pub fn index(&self) -> &str {
         &self.index
+    }
+
+    /// The ingest pipeline that its documents go through.
+    pub fn pipeline(&self) -> Option<&str> {
+        self.pipeline.as_deref()
     }
 
     /// Number of actions.
@@ -386,6 +410,10 @@ fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
     };
     let kind = error.kind.as_deref().unwrap_or("");
     match (status, kind) {
+        // The same for every document, until somebody makes the pipeline.
+        (400, "illegal_argument_exception") if names_missing_pipeline(error) => {
+            BulkOutcome::Retry { status, reason: error.text() }
+        }
         (409, _) => BulkOutcome::VersionConflict { current: error.reason.as_deref().and_then(current_version) },
         (_, "index_not_found_exception") => BulkOutcome::IndexMissing,
         // Not the document's fault, though some of them come with a 4xx status.
@@ -395,6 +423,11 @@ fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
         | (500.., _) => BulkOutcome::Retry { status, reason: error.text() },
         _ => BulkOutcome::Rejected { status, reason: error.text() },
     }
+}
+
+fn names_missing_pipeline(error: &Reason<'_>) -> bool {
+    let reason = error.reason.as_deref().unwrap_or_default();
+    reason.starts_with("pipeline with id [") && reason.ends_with("] does not exist")
 }
 
 /// Out of "[id]: version conflict, current version [7] is higher than the one provided [6]". The id comes first and may
@@ -570,6 +603,35 @@ mod tests {
         let outcomes = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap();
         let BulkOutcome::Rejected { reason, .. } = &outcomes[0].1 else { panic!("{outcomes:?}") };
         assert!(reason.len() <= crate::error::MAX_REASON_BYTES && reason.ends_with('…'));
+    }
+
+    #[test]
+    fn routing_is_said_of_each_action() {
+        let mut builder = BulkBuilder::new("i");
+        builder.set_routing(Some("a\"b".to_owned()));
+        builder.push_index(0, "1", 5, b"{}");
+        builder.push_delete(1, "1", 5);
+        builder.set_routing(None);
+        builder.push_delete(2, "2", 5);
+        let body = builder.finish();
+        let lines: Vec<serde_json::Value> =
+            body.as_bytes().split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        assert_eq!(lines[0]["index"]["routing"], "a\"b");
+        assert_eq!(lines[2]["delete"]["routing"], "a\"b");
+        assert!(lines[3]["delete"]["routing"].is_null());
+    }
+
+    #[test]
+    fn a_missing_pipeline_is_no_documents_fault() {
+        let body = body_of(&[("a", false), ("b", false)]);
+        let refused = |reason: &str| json!({"type": "illegal_argument_exception", "reason": reason});
+        let reply = json!({"items": [
+            {"index": {"_id": "a", "status": 400, "error": refused("pipeline with id [x] does not exist")}},
+            {"index": {"_id": "b", "status": 400, "error": refused("the pipeline says that this field does not exist")}},
+        ]});
+        let outcomes = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap();
+        assert!(matches!(outcomes[0].1, BulkOutcome::Retry { status: 400, .. }));
+        assert!(matches!(outcomes[1].1, BulkOutcome::Rejected { status: 400, .. }));
     }
 
     proptest! {

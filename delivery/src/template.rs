@@ -40,6 +40,15 @@ impl KeyTemplate {
     /// Parses a template. `${column}` is a placeholder; every other character, bare braces too (a hash tag of Redis
     /// Cluster), stands for itself.
     pub fn parse(template: &str) -> Result<KeyTemplate, TemplateError> {
+        let parsed = Self::parse_any(template)?;
+        if parsed.literals.iter().all(String::is_empty) {
+            return Err(TemplateError::NoText);
+        }
+        Ok(parsed)
+    }
+
+    /// As [`KeyTemplate::parse`] for what need not be told from anything else: a placeholder alone will do.
+    pub fn parse_any(template: &str) -> Result<KeyTemplate, TemplateError> {
         let mut columns: Vec<String> = Vec::new();
         let mut literals = Vec::new();
         let mut places = Vec::new();
@@ -72,9 +81,6 @@ impl KeyTemplate {
             return Err(TemplateError::NoPlaceholder);
         }
         literals.push(rest.to_owned());
-        if literals.iter().all(String::is_empty) {
-            return Err(TemplateError::NoText);
-        }
         Ok(KeyTemplate { columns, literals, places })
     }
 

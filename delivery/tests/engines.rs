@@ -180,9 +180,9 @@ fn an_index_stands_behind_its_alias() {
         assert_eq!(next.bulk(|bulk| bulk.push_index(0, "new", 1, b"{}")), [(0, BulkOutcome::Done)]);
         assert!(engine.get(&index.alias, "new").unwrap().is_none());
         // It leaves whichever index of ours has it, since a rebuild may have overtaken another; then saying so again is harmless.
-        engine.swap_alias(&index.alias, Some("another"), &next.concrete).unwrap();
+        engine.swap_alias(&index.alias, Some("another"), &next.concrete, &Value::Null).unwrap();
         for _ in 0..2 {
-            engine.swap_alias(&index.alias, Some(&index.concrete), &next.concrete).unwrap();
+            engine.swap_alias(&index.alias, Some(&index.concrete), &next.concrete, &Value::Null).unwrap();
             assert!(engine.get(&index.alias, "new").unwrap().is_some());
         }
         assert!(engine.delete_index(&index.concrete).unwrap());
@@ -216,7 +216,7 @@ fn what_is_not_ours_is_left_alone() {
         }
         assert_eq!(kind(engine.ensure_index(&foreign, &unique("free"), &json!({}))), ErrorKind::Conflict);
         assert_eq!(kind(engine.delete_index(&foreign)), ErrorKind::Conflict);
-        assert_eq!(kind(engine.swap_alias(&alias, None, &concrete)), ErrorKind::Conflict);
+        assert_eq!(kind(engine.swap_alias(&alias, None, &concrete, &Value::Null)), ErrorKind::Conflict);
         let mut body = self::body(&foreign, |bulk| bulk.push_delete(0, "a", 1));
         assert_eq!(engine.bulk(&mut body).unwrap(), [(0, BulkOutcome::IndexMissing)]);
         assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{foreign}"), Value::Null), 200);

@@ -44,6 +44,9 @@ fn index_table(
     predicate: default!(Option<String>, "NULL"),
     document: default!(Option<String>, "NULL"),
     types: default!(Option<JsonB>, "NULL"),
+    aliases: default!(Option<JsonB>, "NULL"),
+    routing: default!(Option<String>, "NULL"),
+    pipeline: default!(Option<String>, "NULL"),
 ) -> String {
     let wanted = wanted(Kind::Index, source, server, name);
     let mut options = Map::new();
@@ -56,9 +59,25 @@ fn index_table(
     }
     let table = lock_source(&wanted);
     let target = index.unwrap_or_else(|| default_index(&table));
+    if let Some(aliases) = aliases {
+        let aliases = catalog::mapping::overrides::check_aliases(aliases.0, &target);
+        options.insert("aliases".to_owned(), Value::Object(aliases));
+    }
+    if let Some(pipeline) = pipeline {
+        if pipeline.is_empty() {
+            failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"pipeline\" must not be empty")
+                .hint("Leave it out for documents to go through none, or the one of setting index.default_pipeline.")
+                .raise();
+        }
+        options.insert("pipeline".to_owned(), json!(pipeline));
+    }
     let key = key_columns(&table);
+    let address = match routing {
+        Some(routing) => routed_columns(&table, &key, routing, &mut options),
+        None => key.clone(),
+    };
     let documents = document::Wanted { columns, rename, predicate, document };
-    let (fields, reads) = documents.check(&table, &key, &mut options);
+    let (fields, reads) = documents.check(&table, &address, &mut options);
     check_fields(&fields);
     if let Some(searched) = search_fields {
         let any = options.get("document_column") == Some(&Value::Bool(true));
@@ -66,7 +85,7 @@ fn index_table(
     }
     let options = Value::Object(options);
     catalog::mapping::check_field_count(&table.name, &fields, &options);
-    let name = record(wanted, &table, target, key.clone(), key, options);
+    let name = record(wanted, &table, target, key, address, options);
     relation::warn_of_undeclared(&name, &reads);
     name
 }
@@ -293,6 +312,25 @@ fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec
         .hint(format!("Put ${{{missing}}} into the template."))
         .raise();
     }
+    address
+}
+
+/// The address columns of an index whose documents are routed: the key, then what else the template names.
+fn routed_columns(table: &Table, key: &[String], routing: String, options: &mut Map<String, Value>) -> Vec<String> {
+    let template = KeyTemplate::parse_any(&routing).unwrap_or_else(|error| {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid template in \"routing\"")
+            .detail(format!("{error}."))
+            .hint("For example '${tenant_id}': ${column} stands for a column of the table.")
+            .raise()
+    });
+    let mut address = key.to_vec();
+    for column in template.columns() {
+        check_address_column(table, column);
+        if !address.contains(column) {
+            address.push(column.clone());
+        }
+    }
+    options.insert("routing".to_owned(), json!(routing));
     address
 }
 

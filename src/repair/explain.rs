@@ -10,7 +10,7 @@ use crate::document::as_worker;
 use crate::error::failure;
 use crate::network::OwnersTarget;
 use crate::status;
-use crate::worker::{Answer, Place, ask, shared};
+use crate::worker::{Answer, Named, Place, ask, shared};
 use pgrx::Spi;
 use pgrx::prelude::*;
 
@@ -161,7 +161,7 @@ impl Explanation {
             self.fact("name", "unknown", Some("the key cannot be written as text".into()));
             return;
         };
-        self.fact("name", &name, None);
+        self.fact("name", &name.0, None);
         let answer = ask(sync.id, &address);
         let waiting = self.worker(sync, &address, answer);
         let dead = self.dead_letter(sync, &address);
@@ -259,7 +259,7 @@ impl Explanation {
         true
     }
 
-    fn target(&mut self, sync: &Sync, subject: &Subject, row: &RowSide, name: &str, waiting: bool, dead: bool) {
+    fn target(&mut self, sync: &Sync, subject: &Subject, row: &RowSide, name: &Named, waiting: bool, dead: bool) {
         let target = match subject.target() {
             Ok(target) => target,
             Err(failure) => {
@@ -268,7 +268,7 @@ impl Explanation {
                 return;
             }
         };
-        let found = match held(sync, &target, vec![name.to_owned()]) {
+        let found = match held(sync, &target, vec![name.clone()]) {
             Ok(found) => found.into_iter().next().flatten(),
             Err(error) => {
                 self.fact("target", "unknown", Some(error.to_string()));
@@ -276,7 +276,7 @@ impl Explanation {
                 return;
             }
         };
-        let ttl = time_to_live(&target, name);
+        let ttl = time_to_live(&target, &name.0);
         match &found {
             None => self.fact("target", "absent", None),
             Some(Held { version: Some(version), .. }) => {

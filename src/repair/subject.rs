@@ -5,7 +5,7 @@ use crate::catalog::{Kind, Sync};
 use crate::document::{Plans, Source, as_worker};
 use crate::error::Failure;
 use crate::network::{OwnersTarget, owners_target};
-use crate::worker::{Naming, hash_fields};
+use crate::worker::{Named, Naming, hash_fields};
 use delivery::template::KeyTemplate;
 use std::collections::HashMap;
 
@@ -29,6 +29,7 @@ pub struct Subject {
     source: Source,
     plans: Plans,
     template: Option<KeyTemplate>,
+    routing: Option<KeyTemplate>,
 }
 
 impl Subject {
@@ -52,22 +53,24 @@ impl Subject {
             Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
             Kind::Index => None,
         };
-        Ok(Subject { sync, source, plans, template })
+        let routing = sync.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok());
+        Ok(Subject { sync, source, plans, template, routing })
     }
 
     fn naming(&self) -> Naming<'_> {
-        Naming { sync: &self.sync, source: &self.source, template: self.template.as_ref() }
+        let (template, routing) = (self.template.as_ref(), self.routing.as_ref());
+        Naming { sync: &self.sync, source: &self.source, template, routing }
     }
 
     /// Document id or key of an address. Calls output functions: within [`as_worker`].
-    pub fn name(&self, address: &[u8]) -> Option<String> {
-        self.naming().render(address)
+    pub fn name(&self, address: &[u8]) -> Option<Named> {
+        self.naming().name(address)
     }
 
     /// The address that an id or key stands for; None if it is none of this sync's. Calls input functions, which may raise:
     /// within [`as_worker`].
-    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
-        self.naming().parse(name)
+    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
+        self.naming().parse(name, routing)
     }
 
     /// The rows with the keys of these addresses, each with its own address. Within [`as_worker`].
@@ -126,12 +129,13 @@ fn object(fields: Vec<(String, String)>) -> Vec<u8> {
 }
 
 /// What the target holds under these ids or keys, in their order; as of now, not as of the last refresh.
-pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<String>) -> delivery::Result<Vec<Option<Held>>> {
+pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::Result<Vec<Option<Held>>> {
     match target {
         OwnersTarget::Engine(engine) => {
             let index = sync.concrete_index();
             let documents = engine.try_run(move |engine| {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let names: Vec<(&str, Option<&str>)> =
+                    names.iter().map(|(id, routing)| (id.as_str(), routing.as_deref())).collect();
                 engine.get_many(&index, &names)
             })?;
             Ok(documents
@@ -145,7 +149,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<String>) -> delivery:
         }
         OwnersTarget::Cache(cache) if sync.options["format"] == "hash" => {
             let hashes = cache.try_run(true, move |redis| {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let names: Vec<&str> = names.iter().map(|(key, _)| key.as_str()).collect();
                 redis.hashes(&names)
             })?;
             Ok(hashes
@@ -155,7 +159,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<String>) -> delivery:
         }
         OwnersTarget::Cache(cache) => {
             let values = cache.try_run(true, move |redis| {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let names: Vec<&str> = names.iter().map(|(key, _)| key.as_str()).collect();
                 redis.mget(&names)
             })?;
             Ok(values.into_iter().map(|value| value.map(|document| Held { document, version: None })).collect())

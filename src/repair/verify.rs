@@ -20,6 +20,7 @@ use crate::document::as_worker;
 use crate::error::failure;
 use crate::network::{Asked, OwnersTarget, raise};
 use crate::status;
+use crate::worker::Named;
 use crate::worker::scan::Scan;
 use crate::worker::shared::{self, SyncState};
 use crate::worker::store;
@@ -326,7 +327,7 @@ impl Verification {
         rows
     }
 
-    fn held(&self, subject: &Subject, target: &OwnersTarget, names: Vec<String>) -> Vec<Option<Held>> {
+    fn held(&self, subject: &Subject, target: &OwnersTarget, names: Vec<Named>) -> Vec<Option<Held>> {
         held(&subject.sync, target, names).unwrap_or_else(|error| unanswered(&subject.sync, &error))
     }
 
@@ -368,22 +369,24 @@ impl Verification {
                 let (index, cursor) = (sync.concrete_index(), cursor);
                 engine
                     .try_run(move |engine| engine.scan_ids(&index, cursor.as_deref(), PAGE_ROWS))
-                    .map(|page| (page.ids, page.cursor))
+                    .map(|page| (page.ids, page.routings, page.cursor))
             }
             OwnersTarget::Cache(cache) => {
                 let (glob, cursor) = (subject.glob(), cursor.and_then(|cursor| cursor.parse().ok()));
                 cache
                     .try_run(true, move |redis| redis.scan_keys(&glob, cursor, PAGE_ROWS))
-                    .map(|page| (page.keys, page.cursor.map(|cursor| cursor.to_string())))
+                    .map(|page| (page.keys, Vec::new(), page.cursor.map(|cursor| cursor.to_string())))
             }
         };
-        let (names, cursor) = page.unwrap_or_else(|error| unanswered(sync, &error));
-        let parse = |names: &[String]| {
-            attempt(|| as_worker(sync, || names.iter().map(|name| subject.parse(name)).collect::<Vec<_>>()))
+        let (names, routings, cursor) = page.unwrap_or_else(|error| unanswered(sync, &error));
+        let places: Vec<usize> = (0..names.len()).collect();
+        let parse = |places: &[usize]| {
+            let one = |&at: &usize| subject.parse(&names[at], routings.get(at).and_then(Option::as_deref));
+            attempt(|| as_worker(sync, || places.iter().map(one).collect::<Vec<_>>()))
         };
-        let parsed = parse(&names).unwrap_or_else(|_| {
+        let parsed = parse(&places).unwrap_or_else(|_| {
             // One of them is no text of the key's type.
-            names.iter().map(|name| parse(std::slice::from_ref(name)).ok()?.pop()?).collect()
+            places.iter().map(|&place| parse(&[place]).ok()?.pop()?).collect()
         });
         let mut addresses = Vec::new();
         for (name, address) in names.iter().zip(parsed) {
@@ -455,7 +458,7 @@ impl Verification {
                 Difference::Different => self.different += 1,
             }
             if self.found.len() < self.examples {
-                let name = as_worker(sync, || name(subject, &found.address));
+                let (name, _) = as_worker(sync, || name(subject, &found.address));
                 let members = match (&found.row, &found.held) {
                     (Some(row), Some(held)) => subject.different_members(row, held).join(", "),
                     _ => String::new(),
@@ -484,7 +487,7 @@ impl Verification {
     }
 }
 
-fn name(subject: &Subject, address: &[u8]) -> String {
+fn name(subject: &Subject, address: &[u8]) -> Named {
     subject.name(address).unwrap_or_default()
 }
 

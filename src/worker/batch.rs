@@ -5,6 +5,7 @@ use super::pending::{Pending, Slot};
 use super::reading::read_as_owner;
 use super::runner::Runner;
 use super::transaction::{Class, Failed, transaction};
+use crate::capture::image;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::document::Source;
 use crate::settings;
@@ -23,11 +24,15 @@ const FIRST_ROWS: usize = 50;
 /// A reading ends at so many times the bytes of a batch, where rows are larger than those before them were.
 const ENOUGH: usize = 2;
 
+/// A document's id and what decides on its shard instead of that; or a key.
+pub type Named = (String, Option<String>);
+
 /// How an address is called in the target.
 pub struct Naming<'a> {
     pub sync: &'a Sync,
     pub source: &'a Source,
     pub template: Option<&'a KeyTemplate>,
+    pub routing: Option<&'a KeyTemplate>,
 }
 
 impl Naming<'_> {
@@ -38,6 +43,19 @@ impl Naming<'_> {
         let Some(template) = self.template else {
             return Some(delivery::id::document_id(&values[..self.source.keys]));
         };
+        self.fill(template, &values)
+    }
+
+    /// As [`Naming::render`], with the routing.
+    pub fn name(&self, address: &[u8]) -> Option<Named> {
+        let name = self.render(address)?;
+        let Some(routing) = self.routing else { return Some((name, None)) };
+        let texts = self.source.render(address)?;
+        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
+        Some((name, Some(self.fill(routing, &values)?)))
+    }
+
+    fn fill(&self, template: &KeyTemplate, values: &[Option<&str>]) -> Option<String> {
         let ordered: Option<Vec<Option<&str>>> = template
             .columns()
             .iter()
@@ -49,23 +67,20 @@ impl Naming<'_> {
         Some(template.render(&ordered?))
     }
 
-    /// Image of the address that an id or key of the target stands for; None if it is none of this sync's. Raises where the
-    /// text is none of the key's type.
-    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
-        let Some(template) = self.template else {
-            return self.source.parse(&delivery::id::parse_document_id(name, self.source.keys)?);
+    /// Image of the address that an id (with its routing) or a key of the target stands for; None if it is none of this sync's.
+    /// Raises where the text is none of the key's type.
+    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
+        let (mut texts, template, filled) = match (self.template, self.routing) {
+            (Some(template), _) => (Vec::new(), template, name),
+            (None, None) => return self.source.parse(&delivery::id::parse_document_id(name, self.source.keys)?),
+            (None, Some(template)) => (delivery::id::parse_document_id(name, self.source.keys)?, template, routing?),
         };
-        let values = template.parse_key(name)?;
-        let ordered: Option<Vec<Option<String>>> = self
-            .sync
-            .address_columns
-            .iter()
-            .map(|column| {
-                let place = template.columns().iter().position(|known| known == column)?;
-                values.get(place).cloned()
-            })
-            .collect();
-        self.source.parse(&ordered?)
+        let values = template.parse_key(filled)?;
+        for column in &self.sync.address_columns[texts.len()..] {
+            let place = template.columns().iter().position(|known| known == column)?;
+            texts.push(values.get(place)?.clone());
+        }
+        self.source.parse(&texts)
     }
 }
 
@@ -110,9 +125,13 @@ impl<'a> Encoder<'a> {
     }
 
     fn builder(&mut self) -> &mut Builder {
-        let (kind, index) = (self.sync.kind, &self.index);
+        let (kind, index, pipeline) = (self.sync.kind, &self.index, self.sync.options["pipeline"].as_str());
         self.builder.get_or_insert_with(|| match kind {
-            Kind::Index => Builder::Bulk(BulkBuilder::new(index)),
+            Kind::Index => {
+                let mut bulk = BulkBuilder::new(index);
+                bulk.set_pipeline(pipeline);
+                Builder::Bulk(bulk)
+            }
             Kind::Cache => Builder::Redis(RedisBatch::new()),
         })
     }
@@ -122,10 +141,14 @@ impl<'a> Encoder<'a> {
         self.ttl_ms.map(|ttl| ((ttl as f64 * (1.0 - self.jitter * fastrand::f64())) as u64).max(1))
     }
 
-    fn put(&mut self, slot: Slot, name: &str, document: &[u8]) {
+    fn put(&mut self, slot: Slot, (name, routing): Named, document: &[u8]) {
         let (version, ttl, hash) = (self.version, self.ttl(), self.hash);
+        let name = name.as_str();
         match self.builder() {
-            Builder::Bulk(bulk) => bulk.push_index(slot, name, version, document),
+            Builder::Bulk(bulk) => {
+                bulk.set_routing(routing);
+                bulk.push_index(slot, name, version, document);
+            }
             Builder::Redis(redis) if hash => {
                 let fields = hash_fields(document);
                 let fields: Vec<(&str, &str)> =
@@ -139,10 +162,14 @@ impl<'a> Encoder<'a> {
         self.added(slot);
     }
 
-    fn delete(&mut self, slot: Slot, name: &str) {
+    fn delete(&mut self, slot: Slot, (name, routing): Named) {
         let version = self.version;
+        let name = name.as_str();
         match self.builder() {
-            Builder::Bulk(bulk) => bulk.push_delete(slot, name, version),
+            Builder::Bulk(bulk) => {
+                bulk.set_routing(routing);
+                bulk.push_delete(slot, name, version);
+            }
             Builder::Redis(redis) => redis.push_delete(slot, name),
         }
         self.added(slot);
@@ -210,6 +237,18 @@ fn learn(runner: &mut Runner, mean: Option<usize>) {
     }
 }
 
+/// Whether two addresses differ in routing only: they are the same document's, and if their shard is the same too, deleting it
+/// by one deletes what was written by the other, which has to be written again.
+fn same_key(source: &Source, one: &[u8], other: &[u8]) -> bool {
+    let key = |address| {
+        image::columns(address, source.storages.len()).map(|mut images| {
+            images.truncate(source.keys);
+            images
+        })
+    };
+    one != other && key(one) == key(other)
+}
+
 /// Reads the rows of pending addresses: present → written, absent → deleted.
 pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
     let version = clock.next()?;
@@ -217,7 +256,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     let limit = limit(runner);
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
     let slots = runner.pending.take(limit);
-    let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
+    let naming = runner.naming(source);
     let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
     let read = read_as_owner(runner.slot, &runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
@@ -232,7 +271,12 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             .filter(|&(&address, _)| !delete_instead.contains(address))
             .map(|(&address, &slot)| (slot, address))
             .collect();
+        let routed = naming.routing.is_some();
+        let (mut elsewhere, mut again) = (Vec::new(), Vec::new());
         let known = plans.read_keys(source, &asked, |address, document| {
+            if routed {
+                elsewhere.push(address.to_vec());
+            }
             // A row is present at an address only if its own image is the same, byte for byte.
             match wanted.remove(address) {
                 // One more would not be in this batch.
@@ -244,8 +288,8 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                     if by_query {
                         written.insert(address.to_vec());
                     }
-                    if let Some(name) = naming.render(address) {
-                        encoder.put(slot, &name, document);
+                    if let Some(name) = naming.name(address) {
+                        encoder.put(slot, name, document);
                     }
                 }
                 None if by_query && written.contains(address) => crate::document::twice(),
@@ -261,16 +305,23 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             late.extend(unseen);
         }
         for (address, slot) in wanted {
-            match naming.render(address) {
-                Some(name) if !known.contains(&slot) => encoder.delete(slot, &name),
+            match naming.name(address) {
+                Some(name) if !known.contains(&slot) => {
+                    let same = |other: &&Vec<u8>| same_key(source, address, other);
+                    again.extend(elsewhere.iter().filter(same).cloned());
+                    encoder.delete(slot, name);
+                }
                 _ => unknown.push(slot),
             }
         }
-        (encoder.finish(), unknown, late)
+        (encoder.finish(), unknown, late, again)
     });
     match read {
-        Ok(((batches, mean), unknown, late)) => {
+        Ok(((batches, mean), unknown, late, again)) => {
             runner.pending.put_back(&late);
+            for address in again {
+                runner.pending.mark(&address);
+            }
             if !unknown.is_empty() {
                 // Of types that the key no longer has: whatever it stood for, a reconcile finds it.
                 super::cycle::want_phase(runner, Phase::Reconcile);
@@ -305,7 +356,8 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     }
     let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
-    let naming = Naming { sync: &runner.sync, source, template: runner.template.as_ref() };
+    let naming =
+        Naming { sync: &runner.sync, source, template: runner.template.as_ref(), routing: runner.routing.as_ref() };
     let pending: &mut Pending = &mut runner.pending;
     let mut claimed = Vec::new();
     // Rows that are more than batches should hold: they are read again, by their keys.
@@ -321,11 +373,11 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             }
             if encoder.bytes >= enough {
                 late.push(address.to_vec());
-            } else if let Some(name) = naming.render(address)
+            } else if let Some(name) = naming.name(address)
                 && let Some((slot, before)) = pending.claim(address, slice)
             {
                 claimed.push((slot, before));
-                encoder.put(slot, &name, document);
+                encoder.put(slot, name, document);
             }
         });
         (encoder.finish(), rows)

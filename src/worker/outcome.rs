@@ -79,9 +79,9 @@ pub fn take(worker: &mut Worker, report: Report) {
         }
         Task::Ids(number) if number != runner.scan_number => {}
         Task::Ids(_) => match report.result {
-            Ok(JobResult::Ids(page)) => names(worker, id, &page.ids, page.cursor),
+            Ok(JobResult::Ids(page)) => names(worker, id, &page.ids, &page.routings, page.cursor),
             Ok(JobResult::Keys(page)) => {
-                names(worker, id, &page.keys, page.cursor.map(|cursor| cursor.to_string()));
+                names(worker, id, &page.keys, &[], page.cursor.map(|cursor| cursor.to_string()));
             }
             other => {
                 if let Some(runner) = worker.runners.get_mut(&id) {
@@ -374,7 +374,7 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
 }
 
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
-fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>) {
+fn names(worker: &mut Worker, id: i32, names: &[String], routings: &[Option<String>], cursor: Option<String>) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     runner.pace.spend(names.len(), Instant::now());
     if runner.source.is_none() {
@@ -384,13 +384,15 @@ fn names(worker: &mut Worker, id: i32, names: &[String], cursor: Option<String>)
         }
         return;
     }
+    let places: Vec<usize> = (0..names.len()).collect();
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
-    let parse = |names: &[String]| {
-        read_as_owner(runner.slot, &runner.sync, || names.iter().map(|name| runner.parse(name)).collect::<Vec<_>>())
+    let parse = |places: &[usize]| {
+        let one = |&at: &usize| runner.parse(&names[at], routings.get(at).and_then(Option::as_deref));
+        read_as_owner(runner.slot, &runner.sync, || places.iter().map(one).collect::<Vec<_>>())
     };
-    let parsed = parse(names).or_else(|_| {
+    let parsed = parse(&places).or_else(|_| {
         // One of them is no text of the key's type: one by one.
-        let each = names.iter().map(|name| parse(std::slice::from_ref(name)).ok().and_then(|mut one| one.pop()?));
+        let each = places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?));
         Ok::<_, Failed>(each.collect())
     });
     let mut foreign = 0;

@@ -45,6 +45,8 @@ pub struct Runner {
     /// Rows of a related table that are looked up at a time: falls when that takes too long.
     pub related_limit: usize,
     pub template: Option<KeyTemplate>,
+    /// What decides on a document's shard instead of its id.
+    pub routing: Option<KeyTemplate>,
     pub senders: Option<Rc<Senders>>,
     /// Jobs that the senders take at a time: those in flight and as many waiting.
     pub capacity: usize,
@@ -118,8 +120,10 @@ impl Runner {
             Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
             Kind::Index => None,
         };
+        let routing = sync.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok());
         Self {
             template,
+            routing,
             slot,
             source: None,
             related: FxHashMap::default(),
@@ -185,7 +189,12 @@ impl Runner {
     /// Document id or key of an address.
     pub fn render(&self, address: &[u8]) -> Option<String> {
         let (source, _) = self.source.as_ref()?;
-        Naming { sync: &self.sync, source, template: self.template.as_ref() }.render(address)
+        self.naming(source).render(address)
+    }
+
+    /// How addresses are called in the target.
+    pub fn naming<'a>(&'a self, source: &'a Source) -> Naming<'a> {
+        Naming { sync: &self.sync, source, template: self.template.as_ref(), routing: self.routing.as_ref() }
     }
 
     /// The values of the key columns of an address.
@@ -197,9 +206,9 @@ impl Runner {
     }
 
     /// Image of the address that an id or key of the target stands for; None if it is none of this sync's.
-    pub fn parse(&self, name: &str) -> Option<Vec<u8>> {
+    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
         let (source, _) = self.source.as_ref()?;
-        Naming { sync: &self.sync, source, template: self.template.as_ref() }.parse(name)
+        self.naming(source).parse(name, routing)
     }
 
     /// All has to be asked of the target anew: it may be another one.

@@ -153,7 +153,8 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                 (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 => {
                     let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
                     let old = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
-                    let kind = JobKind::SwapAlias { alias, old: Some(old), new };
+                    let further = runner.sync.options["aliases"].clone();
+                    let kind = JobKind::SwapAlias { alias, old: Some(old), new, further };
                     let generation = runner.sync.generation;
                     if worker.send(id, Task::SwapAlias(generation), kind).is_err()
                         && let Some(runner) = worker.runners.get_mut(&id)

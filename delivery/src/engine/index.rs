@@ -64,14 +64,15 @@ impl Engine {
         Ok(Named::Alias(indices.iter().map(|(name, index)| (name.clone(), marked(index))).collect()))
     }
 
-    /// Makes the concrete index with `body` (`settings`, `mappings`), `index.gc_deletes` 1 h and our mark, and, if the
-    /// alias does not exist yet, points it there. An alias that points to another index of ours is left alone (see
+    /// Makes the concrete index with `body` (`settings`, `mappings`, `aliases`), `index.gc_deletes` 1 h and our mark, and, if
+    /// the alias does not exist yet, points it there, and the further `aliases` with it. An alias that points to another index of ours is left alone (see
     /// [`Engine::swap_alias`]). [`crate::ErrorKind::Conflict`] if the alias' name is that of an index or data stream,
     /// or either name belongs to an index without our mark. `concrete` and `alias` must differ.
     pub fn ensure_index(&self, concrete: &str, alias: &str, body: &Value) -> Result<IndexState> {
         check_name(concrete)?;
         check_name(alias)?;
         self.forget_check(concrete);
+        let mut alias_is_here = false;
         let alias_is_free = match self.describe(alias)? {
             Named::Nothing => true,
             Named::Alias(indices) => {
@@ -80,6 +81,7 @@ impl Engine {
                         "the alias \"{alias}\" points to index \"{index}\", which was not made by pg_fanout"
                     )));
                 }
+                alias_is_here = indices.contains_key(concrete);
                 false
             }
             Named::Index { .. } => {
@@ -107,16 +109,17 @@ impl Engine {
                 )));
             }
         }
-        if alias_is_free {
-            self.point_alias(alias, &[], concrete)?;
+        let further = &body["aliases"];
+        if alias_is_free || (alias_is_here && further.is_object()) {
+            self.point_alias(alias, &[], concrete, further)?;
         }
         Ok(IndexState::Exists)
     }
 
     /// Points the alias at `new` and no longer at `old`, nor at any other index of ours (of a rebuild that was overtaken), in
-    /// one step, once all that `new` holds can be searched. Harmless if it is so already.
-    /// [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
-    pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str) -> Result<()> {
+    /// one step, once all that `new` holds can be searched, and the `further` aliases (name → what engines take for one) with it.
+    /// Harmless if it is so already. [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
+    pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str, further: &Value) -> Result<()> {
         for name in [Some(alias), old, Some(new)].into_iter().flatten() {
             check_name(name)?;
         }
@@ -133,19 +136,27 @@ impl Engine {
             }
             _ => return Err(conflict(format!("\"{alias}\" is not an alias"))),
         };
-        if holders == [new] {
+        if holders == [new] && !further.is_object() {
             return Ok(());
         }
         // What is not refreshed yet would be missing from searches from one moment to the next.
         self.refresh(new)?;
         let leaving: Vec<&str> = holders.iter().map(String::as_str).filter(|holder| *holder != new).collect();
-        self.point_alias(alias, &leaving, new)
+        self.point_alias(alias, &leaving, new, further)
     }
 
-    fn point_alias(&self, alias: &str, leaving: &[&str], new: &str) -> Result<()> {
+    fn point_alias(&self, alias: &str, leaving: &[&str], new: &str, further: &Value) -> Result<()> {
         let mut actions: Vec<Value> =
             leaving.iter().map(|index| json!({"remove": {"index": index, "alias": alias}})).collect();
         actions.push(json!({"add": {"index": new, "alias": alias, "is_write_index": true}}));
+        for (name, definition) in further.as_object().into_iter().flatten() {
+            let left = |index: &&str| json!({"remove": {"index": index, "alias": name, "must_exist": false}});
+            actions.extend(leaving.iter().map(left));
+            let mut add = definition.clone();
+            add["index"] = json!(new);
+            add["alias"] = json!(name);
+            actions.push(json!({ "add": add }));
+        }
         self.http.ask(&Request::new(Method::POST, "/_aliases").json(&json!({"actions": actions})))?;
         Ok(())
     }
@@ -258,6 +269,9 @@ fn index_body(body: &Value, alias: &str, with_alias: bool) -> Value {
     meta.insert(MARK.into(), json!({"alias": alias}));
     if with_alias {
         object(&mut body, "aliases").insert(alias.into(), json!({"is_write_index": true}));
+    } else {
+        // They are where the alias is: beside the index that is being filled, their searches would find everything twice.
+        body.remove("aliases");
     }
     Value::Object(body)
 }

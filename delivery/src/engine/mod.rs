@@ -67,6 +67,8 @@ pub struct StoredDocument {
 /// A page of ids.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdPage {
+    /// Of each id, what decided on its shard instead of it.
+    pub routings: Vec<Option<String>>,
     /// Ids, in no particular order.
     pub ids: Vec<String>,
     /// For the next page; `None` after the last one.
@@ -206,11 +208,15 @@ impl Engine {
         }
         // The engine's own limit on waiting for a shard (1 min by default) must end before ours: else all we get is a
         // time-out, and know nothing of any document.
-        let path = format!(
+        let mut path = format!(
             "/{}/_bulk?timeout={}ms&filter_path={RESPONSE_FILTER}",
             segment(body.index()),
             (self.http.request_timeout / 2).as_millis().max(1),
         );
+        if let Some(pipeline) = body.pipeline() {
+            path.push_str("&pipeline=");
+            path.push_str(&segment(pipeline));
+        }
         let request = Request {
             method: Method::POST,
             path: &path,

@@ -78,8 +78,8 @@ impl Engine {
         }
     }
 
-    /// Documents as of now (also if no refresh made them visible to searches), in the order of `ids`.
-    pub fn get_many(&self, index: &str, ids: &[&str]) -> Result<Vec<Option<StoredDocument>>> {
+    /// Documents as of now (also if no refresh made them visible to searches), in the order of `ids`, each with its routing.
+    pub fn get_many(&self, index: &str, ids: &[(&str, Option<&str>)]) -> Result<Vec<Option<StoredDocument>>> {
         #[derive(Deserialize)]
         struct Many {
             docs: Vec<One>,
@@ -99,10 +99,17 @@ impl Engine {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
+        let docs: Vec<Value> = ids
+            .iter()
+            .map(|(id, routing)| match routing {
+                Some(routing) => json!({ "_id": id, "routing": routing }),
+                None => json!({ "_id": id }),
+            })
+            .collect();
         let path = format!("/{}/_mget", pattern(index)?);
-        let reply = self.http.ask(&Request::new(Method::POST, &path).json(&json!({ "ids": ids })))?;
+        let reply = self.http.ask(&Request::new(Method::POST, &path).json(&json!({ "docs": docs })))?;
         let many: Many = parsed(&reply)?;
-        if many.docs.len() != ids.len() || many.docs.iter().zip(ids).any(|(one, id)| one.id != *id) {
+        if many.docs.len() != ids.len() || many.docs.iter().zip(ids).any(|(one, (id, _))| one.id != *id) {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 "the documents in the reply are not those that were asked for",

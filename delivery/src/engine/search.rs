@@ -201,8 +201,11 @@ impl Engine {
         struct IdHit<'a> {
             #[serde(rename = "_id", borrow)]
             id: Cow<'a, str>,
+            #[serde(rename = "_routing", borrow)]
+            routing: Option<Cow<'a, str>>,
         }
-        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id";
+        const FILTER: &str =
+            "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id,hits.hits._routing";
         let reply = match cursor {
             None => {
                 self.refresh(index)?;
@@ -225,19 +228,20 @@ impl Engine {
         if page.timed_out || page.shards.failed > 0 {
             return Err(Error::new(ErrorKind::Incomplete, "not all shards gave their ids"));
         }
-        let ids: Vec<String> = page.hits.hits.into_iter().map(|hit| hit.id.into_owned()).collect();
+        let (ids, routings): (Vec<String>, Vec<Option<String>>) =
+            page.hits.hits.into_iter().map(|hit| (hit.id.into_owned(), hit.routing.map(Cow::into_owned))).unzip();
         if ids.is_empty() {
             if let Some(cursor) = page.scroll_id.as_deref().or(cursor) {
                 // It would expire by itself: not worth failing a complete scan for.
                 let _ = self.close_scan(cursor);
             }
-            return Ok(IdPage { ids, cursor: None });
+            return Ok(IdPage { ids, routings, cursor: None });
         }
         let cursor = page.scroll_id.or_else(|| cursor.map(str::to_owned));
         if cursor.is_none() {
             return Err(Error::new(ErrorKind::Protocol, "a page of ids came without a scroll id"));
         }
-        Ok(IdPage { ids, cursor })
+        Ok(IdPage { ids, routings, cursor })
     }
 
     /// Ends a scan before its last page; one that ended already is no error.

@@ -36,7 +36,7 @@ pub enum JobKind {
         concrete: String,
         /// Alias.
         alias: String,
-        /// `settings` and `mappings`.
+        /// `settings`, `mappings`, `aliases`.
         body: serde_json::Value,
     },
     /// See [`crate::engine::Engine::swap_alias`]. → [`JobResult::Done`]
@@ -47,6 +47,8 @@ pub enum JobKind {
         old: Option<String>,
         /// Index it goes to.
         new: String,
+        /// Further aliases that go with it; null if there are none.
+        further: serde_json::Value,
     },
     /// See [`crate::engine::Engine::delete_index`]. → [`JobResult::Done`]
     DeleteIndex {
@@ -341,8 +343,8 @@ fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
             };
             JobResult::Index(state, unfit)
         }
-        JobKind::SwapAlias { alias, old, new } => {
-            engine.swap_alias(alias, old.as_deref(), new)?;
+        JobKind::SwapAlias { alias, old, new, further } => {
+            engine.swap_alias(alias, old.as_deref(), new, further)?;
             JobResult::Done
         }
         JobKind::DeleteIndex { concrete } => {

@@ -16,6 +16,7 @@ mod harness;
 mod keys;
 mod mistakes;
 mod outages;
+mod overrides;
 mod ownership;
 mod partitions;
 mod privileges;

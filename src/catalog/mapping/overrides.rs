@@ -1,5 +1,6 @@
 //! What a caller of `fanout.index_table()` says about the index, checked, and laid over what we would have made.
 
+use crate::catalog::naming::index_name_problem;
 use crate::error::failure;
 use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
@@ -86,6 +87,38 @@ pub fn split(options: &Value) -> (Map<String, Value>, Map<String, Value>) {
     let mut beside = mapping.clone();
     let properties = beside.remove("properties").and_then(|inner| inner.as_object().cloned()).unwrap_or_default();
     (properties, beside)
+}
+
+/// Further aliases of the index: an object of what engines take for each, or a list of names.
+pub fn check_aliases(value: Value, index: &str) -> Map<String, Value> {
+    let example =
+        "For example '{\"shop\": {}, \"shop_open\": {\"filter\": {\"term\": {\"open\": true}}}}', or '[\"shop\"]'.";
+    let bad = |message: String| -> ! {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message).hint(example).raise()
+    };
+    let aliases = match value {
+        Value::Object(aliases) => aliases,
+        Value::Array(names) => names
+            .into_iter()
+            .map(|name| match name {
+                Value::String(name) => (name, json!({})),
+                _ => bad("\"aliases\" must be a JSON object, or an array of names".to_owned()),
+            })
+            .collect(),
+        _ => bad("\"aliases\" must be a JSON object, or an array of names".to_owned()),
+    };
+    for (name, definition) in &aliases {
+        if !definition.is_object() {
+            bad(format!("\"aliases\" must have a JSON object for each alias: \"{name}\" has none"));
+        }
+        if name == index {
+            bad(format!("\"aliases\" names \"{name}\", which is the index itself"));
+        }
+        if let Some(problem) = index_name_problem(name) {
+            bad(format!("\"{name}\" in \"aliases\" can't be the name of an alias: {problem}"));
+        }
+    }
+    aliases
 }
 
 /// The settings of an index: ours, and over them the user's.
