@@ -1,0 +1,40 @@
+"""An outbox table that a PL/pgSQL trigger fills, and a polling reader with the official client of OpenSearch."""
+
+from common import DATABASE, Http, psql
+from rivals import INDEX, URL, contest, python
+
+TRIGGER = """
+CREATE TABLE outbox (id bigserial PRIMARY KEY, key text NOT NULL, document jsonb);
+CREATE FUNCTION to_outbox() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        INSERT INTO outbox (key) VALUES (OLD.id::text);
+    ELSE
+        INSERT INTO outbox (key, document) VALUES (NEW.id::text, to_jsonb(NEW));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER to_outbox AFTER INSERT OR UPDATE OR DELETE ON theirs FOR EACH ROW EXECUTE FUNCTION to_outbox();
+"""
+
+
+class Outbox:
+    name = "outbox"
+    settings = {"polling every 100 ms": "0.1", "polling every 5 ms": "0.005"}
+
+    def prepare(self):
+        psql(TRIGGER)
+        self.reset()
+
+    def start(self, first, setting):
+        return python("outbox_reader.py", DATABASE, URL, INDEX, self.settings[setting], "fill" if first else "follow")
+
+    def reset(self):
+        engine = Http(URL)
+        engine.ask("DELETE", f"/{INDEX}")
+        engine.ask("PUT", f"/{INDEX}", psql("SELECT fanout.mapping('plain')"))
+        psql("TRUNCATE outbox")
+
+
+def measure(size):
+    return contest(size, Outbox())

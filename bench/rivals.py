@@ -1,0 +1,170 @@
+"""What the figures named peer_… share: another program that feeds an index from a table beside ours."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import (ENGINES, RUN, Failed, Http, Memory, Session, copy_table, drop_sync, in_turn, index_of, index_table,
+                    percentile, pgbench, psql, row, say, until, wait, worker_pid)
+
+URL = ENGINES["OpenSearch"]
+INDEX = f"{RUN}_theirs"
+HERE = Path(__file__).parent
+
+
+class Process:
+    """A program that runs beside; its words go to a file that is shown when something fails."""
+
+    def __init__(self, command, environment=None, folder=None):
+        self.log = tempfile.NamedTemporaryFile("w+")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=os.environ | (environment or {}), cwd=folder)
+        self.pid = self.process.pid
+
+    def check(self):
+        if self.process.poll() is not None:
+            raise Failed(f"it ended with {self.process.returncode}: {Path(self.log.name).read_text()[-3000:]}")
+
+    def still(self, stopped):
+        """It takes no time while the other one is measured."""
+        self.process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def python(script, *arguments):
+    return Process([sys.executable, str(HERE / "peers" / script), *arguments])
+
+
+def contest(size, rival):
+    """`rival` has: name, prepare(), start(first, setting) -> Process, reset(), settings {name: what start() gets}."""
+    count = size.rows // 4
+    rounds = max(1, size.few - 1)
+    for table in ("ours", "theirs", "bare"):
+        copy_table(table, count)
+    engine, session, rows = Http(URL), Session(), []
+    default = next(iter(rival.settings))
+
+    def put(*arguments, **more):
+        rows.append(row(*arguments, **more))
+        say(f"    {rows[-1]['what']:44} {rows[-1]['ours']:12.2f}, {rival.name} {rows[-1]['peer']:12.2f} {rows[-1]['unit']}")
+
+    # --- the first filling
+    rival.prepare()
+
+    def fill_ours():
+        begun = time.perf_counter()
+        index_table("ours", "ours")
+        wait("ours")
+        rate = count / (time.perf_counter() - begun)
+        drop_sync("ours")
+        return rate
+
+    def fill_theirs():
+        begun = time.perf_counter()
+        process = rival.start(True, default)
+
+        def all_there():
+            process.check()
+            return engine.count(INDEX) == count
+
+        until(all_there, f"{rival.name} to fill its index", 300, 0.2)
+        rate = count / (time.perf_counter() - begun)
+        process.stop()
+        rival.reset()
+        return rate
+
+    runs = in_turn(rounds, {"ours": fill_ours, "theirs": fill_theirs}, "first filling, documents/s")
+    put(f"first filling, {count:,} rows", "documents/s", runs["ours"], runs["theirs"], f"{rival.name}, its start included", ">= 1")
+
+    # --- from here on both run
+    index_table("ours", "ours")
+    wait("ours")
+    process = rival.start(True, default)
+    until(lambda: process.check() or engine.count(INDEX) == count, f"{rival.name} to fill its index", 300, 0.2)
+    number = 0
+
+    def probe(index, table, id):
+        nonlocal number
+        number += 1
+        wanted, begun = 2_000_000 + number, time.perf_counter()
+        session.run(f"UPDATE {table} SET stock = %s, changed_at = now() WHERE id = %s", wanted, id)
+        while engine.stock(index, id) != wanted:
+            if time.perf_counter() - begun > 60:
+                process.check()
+                raise Failed(f"row {id} did not arrive in {index} within 60 s")
+            time.sleep(0.0005)
+        return 1000 * (time.perf_counter() - begun)
+
+    # The first one is not counted: it waits for whatever starting still takes.
+    probe(INDEX, "theirs", 1)
+    probe(index_of("ours"), "ours", 1)
+    for setting in rival.settings:
+        if setting != default:
+            process.stop()
+            process = rival.start(False, setting)
+            probe(INDEX, "theirs", 1)
+        rounds_of = {"ours": [], "theirs": []}
+        for _ in range(size.few + 1):
+            for side, index in (("theirs", INDEX), ("ours", index_of("ours"))):
+                process.still(side == "ours")
+                of = []
+                for at in range(size.probes):
+                    of.append(probe(index, side, 2 + at))
+                    time.sleep(0.01)
+                rounds_of[side].append(of)
+        process.still(False)
+        for share in (0.5, 0.99):
+            each = [[percentile(of, share) for of in rounds_of[side]] for side in ("ours", "theirs")]
+            put(f"lag, p{int(share * 100)}, {setting}", "ms", *each, rival.name, "<= 1")
+    if len(rival.settings) > 1:
+        process.stop()
+        process = rival.start(False, default)
+        probe(INDEX, "theirs", 1)
+
+    # --- catching up, and what it takes
+    peaks = {"ours": [], "theirs": []}
+
+    def catch_up(side, index):
+        nonlocal number
+        number += 1
+        process.still(side == "ours")
+        with Memory(worker_pid() if side == "ours" else process.pid) as memory:
+            psql(f"UPDATE {side} SET stock = {2_000_000 + number}, changed_at = now()")
+            begun = time.perf_counter()
+            until(lambda: engine.count(index, {"term": {"stock": 2_000_000 + number}}) == count, f"{count} rows in {index}", 300, 0.1)
+            seconds = time.perf_counter() - begun
+        peaks[side].append(memory.peak)
+        process.still(False)
+        psql(f"VACUUM {side}")
+        return count / seconds
+
+    runs = in_turn(rounds, {"ours": lambda: catch_up("ours", index_of("ours")), "theirs": lambda: catch_up("theirs", INDEX)},
+                   "catching up, documents/s")
+    put(f"catching up with {count:,} rows", "documents/s", runs["ours"], runs["theirs"], rival.name, ">= 1")
+    put("its process while it does", "MB", peaks["ours"], peaks["theirs"], f"{rival.name}, RssAnon", "<= 1")
+
+    # --- what writers pay
+    script = lambda table: (f"\\set id random(1, {count})\n\\set stock random(1, 1000)\n"
+                            f"UPDATE {table} SET stock = :stock, changed_at = now() WHERE id = :id;\n")
+
+    def write(table):
+        process.still(table == "ours")
+        rate = pgbench(script(table), clients=4, seconds=size.seconds)
+        process.still(False)
+        if table == "ours":
+            wait("ours")
+        return rate
+
+    runs = in_turn(size.few, {table: (lambda table=table: write(table)) for table in ("bare", "ours", "theirs")}, "single-row UPDATEs, TPS")
+    put("single-row UPDATEs, 4 clients", "TPS", runs["ours"], runs["theirs"], rival.name, ">= 1")
+    put("single-row UPDATEs without a sync", "TPS", runs["bare"], runs["theirs"], rival.name)
+    process.stop()
+    session.close()
+    drop_sync("ours")
+    return rows
