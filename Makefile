@@ -2,11 +2,11 @@
 PG_CONFIG ?= /usr/bin/pg_config
 export PG_CONFIG
 
-.PHONY: help setup demo stop test check audit bench install package
+.PHONY: help setup demo stop test check audit bench bench-quick install package
 .NOTPARALLEL:
 
 help: ## Show this
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F "|" "{ printf \"%-14s %s\\n\", \$$1, \$$2 }"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F "|" "{ printf \"%-14s %s\\n\", \$$1, \$$2 }"
 
 setup: ## Install what is missing: packages, servers, cargo-pgrx
 	@stack/install
@@ -30,10 +30,15 @@ check: ## Formatting, lints, licences
 audit: ## Known vulnerabilities of the dependencies (fetches the advisory database)
 	@stack/check advisories
 
-bench: setup ## Run the benchmarks
+bench: setup ## Run the benchmarks, in under 40 minutes
 	@stack/install-extension
 	@stack/up
 	@bench/run
+
+bench-quick: setup ## A smaller run of them, in under 5 minutes
+	@stack/install-extension
+	@stack/up
+	@bench/run --size quick
 
 install: ## Build in release and install into the PostgreSQL of PG_CONFIG
 	@stack/install build

@@ -35,9 +35,10 @@ class Size:
         at = ["tiny", "quick", "full", "long"].index(name)
         self.name = name
         self.long = name == "long"
-        self.rows = [5_000, 50_000, 200_000, 200_000][at]
+        self.rows = [5_000, 20_000, 200_000, 200_000][at]
         self.rounds = [2, 3, 5, 5][at]
         self.few = [1, 2, 3, 5][at]  # rounds of what takes long
+        self.clients = [(4,), (4,), (1, 4, 16), (1, 4, 16)][at]
         self.seconds = [1, 1, 2.5, 5][at]  # of a pgbench
         self.probes = [10, 20, 50, 100][at]  # of a round
 

@@ -11,9 +11,9 @@ def measure(size):
     most = {"tiny": 4, "quick": 5, "full": 6, "long": 7}[size.name]
     rows, lines = [], {}
 
-    def put(what, points, note=""):
+    def put(what, points, note="", fit=None):
         lines[what] = points
-        rows.append(row(what, "slope", [slope(points)], goal="<= 0.05", by="value",
+        rows.append(row(what, "slope", [slope(points[-fit:] if fit else points)], goal="<= 0.05", by="value",
                         note="; ".join(f"{x:,}: {y:.1f} µs" for x, y in points) + (f"; {note}" if note else "")))
         say(f"    {what:48} {rows[-1]['figure']:6.3f}  {rows[-1]['note']}")
 
@@ -52,7 +52,8 @@ def measure(size):
             return 1e6 * (time.perf_counter() - begun) / 10 ** power
 
         points.append((10 ** power, median(caught_up, size.few)))
-    put("backlog: delivering one change of it", points)
+    # The first points are what any delivery takes.
+    put("backlog: delivering one change of it", points, fit=3)
     for power in range(4 if most > 4 else 3, most + 1):
         drop_sync(f"rows_{power}")
 

@@ -32,7 +32,7 @@ def measure(size):
 
     rows = []
     for commit in ("on", "off"):
-        for clients in (1, 4, 16):
+        for clients in size.clients:
             told = f"synchronous_commit {commit}, {clients} clients"
             contenders = {table: (lambda table=table: run(table, clients=clients, commit=commit)) for table in VARIANTS}
             runs = in_turn(size.rounds, contenders, told)
