@@ -4,14 +4,15 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import psycopg2
@@ -95,7 +96,8 @@ def columns_of(table):
 def copy_table(name, rows=None):
     """A table like `plain`, with all of its rows or the first ones."""
     some = "" if rows is None else f"WHERE id <= {rows}"
-    psql(f"CREATE TABLE {name} {columns_of('plain')}; INSERT INTO {name} SELECT * FROM plain {some}; VACUUM ANALYZE {name}")
+    psql(f"CREATE TABLE {name} {columns_of('plain')}; INSERT INTO {name} SELECT * FROM plain {some}")
+    psql(f"VACUUM ANALYZE {name}")
 
 
 def index_of(name):
@@ -104,7 +106,8 @@ def index_of(name):
 
 def index_table(table, name=None, server="OpenSearch", more=""):
     name = name or table
-    psql(f"SELECT fanout.index_table('{table}', server => '{server}', name => '{name}', index => '{index_of(name)}'{more})")
+    target = f"server => '{server}', name => '{name}', index => '{index_of(name)}'"
+    psql(f"SELECT fanout.index_table('{table}', {target}{more})")
 
 
 def cache_table(table, name=None):
@@ -161,18 +164,24 @@ def fresh_database():
     drop_database()
     psql(f"CREATE DATABASE {DATABASE} TEMPLATE {DATA}", "postgres")
     servers = "".join(
-        f'CREATE SERVER "{name}" FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url \'{url}\');'
+        f"CREATE SERVER \"{name}\" FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{url}');"
         for name, url in ENGINES.items()
     )
-    psql(f"CREATE EXTENSION pg_fanout; {servers}"
-         f"CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{REDIS}')")
+    psql(
+        f"CREATE EXTENSION pg_fanout; {servers}"
+        f"CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{REDIS}')"
+    )
     Redis().ask("FLUSHDB")
 
 
 def drop_slots():
-    psql(f"""SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name !~ 'psql' AND backend_type = 'client backend' AND datname = '{DATABASE}';
+    psql(
+        f"""SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE application_name <> 'psql' AND backend_type = 'client backend' AND datname = '{DATABASE}';
              SELECT pg_sleep(0.2);
-             SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{DATABASE}'""", "postgres")
+             SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{DATABASE}'""",
+        "postgres",
+    )
 
 
 def drop_database():
@@ -185,14 +194,20 @@ def drop_database():
         for index in engine.json("GET", f"/{RUN}*/_alias"):
             engine.ask("DELETE", f"/{index}")
         engine.ask("POST", "/pg_fanout_control/_refresh")
-        for hit in engine.json("POST", "/pg_fanout_control/_search", '{"size":10000,"_source":false}').get("hits", {}).get("hits", []):
+        for hit in (
+            engine.json("POST", "/pg_fanout_control/_search", '{"size":10000,"_source":false}')
+            .get("hits", {})
+            .get("hits", [])
+        ):
             if hit["_id"].startswith(RUN):
                 engine.ask("DELETE", f"/pg_fanout_control/_doc/{hit['_id']}")
 
 
-def pgbench(script, clients=1, seconds=None, transactions=None, rate=None, commit="on", protocol="prepared", latencies=False):
-    """TPS, or with `latencies` the milliseconds of each transaction, sorted; with a rate from when it should have begun."""
-    with TemporaryDirectory() as folder:
+def pgbench(
+    script, clients=1, seconds=None, transactions=None, rate=None, commit="on", protocol="prepared", latencies=False
+):
+    """TPS, or with `latencies` the milliseconds of each transaction, sorted; with a rate, from when it was due."""
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "script").write_text(script)
         command = ["pgbench", "-n", "-M", protocol, "-c", str(clients), "-j", str(min(clients, 2)), "-f", "script"]
         command += ["-t", str(transactions)] if transactions else ["-T", str(max(1, math.ceil(seconds)))]
@@ -216,11 +231,25 @@ class Load:
         self.script = f"\\set id random({first}, {last})\nUPDATE {table} SET changed_at = now() WHERE id = :id;\n"
 
     def __enter__(self):
-        self.folder = TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory()
         if self.rate:
             script = Path(self.folder.name, "script")
             script.write_text(self.script)
-            command = ["pgbench", "-n", "-M", "prepared", "-c", "4", "-T", "600", "-R", str(self.rate), "-f", str(script), DATABASE]
+            command = [
+                "pgbench",
+                "-n",
+                "-M",
+                "prepared",
+                "-c",
+                "4",
+                "-T",
+                "600",
+                "-R",
+                str(self.rate),
+                "-f",
+                str(script),
+                DATABASE,
+            ]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(1)
 
@@ -249,8 +278,8 @@ class Http:
         """The bytes of a request, to be sent many times."""
         body = body.encode() if isinstance(body, str) else body
         kind = "application/x-ndjson" if "_bulk" in path else "application/json"
-        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: {kind}\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def send(self, request):
         self.socket.sendall(request)
@@ -329,7 +358,9 @@ def bulk_bodies(query="SELECT id, row_to_json(plain) FROM plain ORDER BY id"):
         f'{{"index":{{"_id":"{key}","version":{version + at},"version_type":"external_gte"}}}}\n{document}\n'
         for at, (key, document) in enumerate(lines)
     ]
-    return [(min(BATCH, len(items) - at), "".join(items[at : at + BATCH]).encode()) for at in range(0, len(items), BATCH)]
+    return [
+        (min(BATCH, len(items) - at), "".join(items[at : at + BATCH]).encode()) for at in range(0, len(items), BATCH)
+    ]
 
 
 def send_all(url, index, bodies):
@@ -378,6 +409,33 @@ def wake_ups(pid):
     return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s*(\d+)", task.read_text())[1]) for task in tasks)
 
 
+class Process:
+    """A program that runs beside; its words go to a file that is shown when something fails."""
+
+    running = []
+
+    def __init__(self, command, environment=None, folder=None):
+        self.log = tempfile.NamedTemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, env=os.environ | (environment or {}), cwd=folder
+        )
+        self.pid = self.process.pid
+        Process.running.append(self)
+
+    def check(self):
+        if self.process.poll() is not None:
+            raise Failed(f"it ended with {self.process.returncode}: {Path(self.log.name).read_text()[-3000:]}")
+
+    def still(self, stopped):
+        """It takes no time while the other one is measured."""
+        self.process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        Process.running.remove(self)
+
+
 class Memory:
     """Watches the private memory of a process, or of several, for as long as the block runs."""
 
@@ -407,7 +465,7 @@ class Memory:
 
 
 def in_turn(rounds, contenders, told=None):
-    """Runs each contender once a round, there and back, so that whatever drifts meets all alike: {name: [value of a round]}."""
+    """Runs each contender once a round, there and back, so that whatever drifts meets all alike. Values by name."""
     runs = {name: [] for name in contenders}
     for turn in range(rounds):
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
@@ -429,8 +487,9 @@ def slope(points):
 
 
 def row(what, unit, ours, peer=None, against="", goal=None, by="ratio", pooled=None, note=""):
-    """One line of a table. `ours` and `peer` are the values of the rounds; they are compared within a round (`by` ratio or
-    difference), or ours stands for itself (`by` value). `goal` is such as "<= 1.15"; `pooled` is ours and the peer's over all rounds, where a round is too short."""
+    """One line of a table. `ours` and `peer` are the values of the rounds; they are compared within a round (`by` ratio
+    or difference), or ours stands for itself (`by` value). `goal` is such as "<= 1.15"; `pooled` is ours and the
+    peer's over all rounds, where a round is too short."""
     peer = list(peer or [])
     each = {
         "ratio": lambda: [mine / theirs for mine, theirs in zip(ours, peer)],
@@ -445,8 +504,18 @@ def row(what, unit, ours, peer=None, against="", goal=None, by="ratio", pooled=N
         met = figure >= float(bound) if relation == ">=" else figure <= float(bound)
     short = lambda value: float(f"{value:.4g}")
     return {
-        "what": what, "unit": unit, "by": by, "figure": short(figure), "low": short(min(each)), "high": short(max(each)),
-        "goal": goal, "met": met, "ours": short(shown[0]), "against": against,
+        "what": what,
+        "unit": unit,
+        "by": by,
+        "figure": short(figure),
+        "low": short(min(each)),
+        "high": short(max(each)),
+        "goal": goal,
+        "met": met,
+        "ours": short(shown[0]),
+        "against": against,
         "peer": None if shown[1] is None else short(shown[1]),
-        "ours_runs": [short(value) for value in ours], "peer_runs": [short(value) for value in peer], "note": note,
+        "ours_runs": [short(value) for value in ours],
+        "peer_runs": [short(value) for value in peer],
+        "note": note,
     }

@@ -8,7 +8,8 @@ COLOURS = ["#1f6fb2", "#c2571a", "#2e8b57", "#7b4ea3", "#a03050", "#666666"]
 
 
 def _svg(width, height, parts):
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" {FONT}>'
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {FONT}>'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>", ""])
 
 
@@ -17,26 +18,37 @@ def _text(x, y, words, anchor="start", fill="#222"):
 
 
 def ratios(title, rows):
-    """One line a row: a dot at the median, a bar from the lowest to the highest round, a mark at the goal. Logarithmic."""
+    """One line a row: a dot at the median, a bar from the lowest to the highest round, a mark at the goal."""
     rows = [row for row in rows if row["by"] == "ratio" and row["low"] > 0]
     if not rows:
         return None
-    left, right, top, step = 400, 330, 44, 24
+    left, right, top, step = 470, 330, 44, 24
     bound = lambda row: [float(row["goal"].split()[1])] if row["goal"] else []
     seen = [value for row in rows for value in (row["low"], row["high"], *bound(row))] + [1]
     low, high = math.log(min(seen)) - 0.05, math.log(max(seen)) + 0.05
     at = lambda value: left + right * (math.log(value) - low) / (high - low)
     height = top + step * len(rows) + 12
-    parts = [_text(12, 20, title), f'<line x1="{at(1):.1f}" x2="{at(1):.1f}" y1="{top - 12}" y2="{height - 8}" stroke="#bbb"/>',
-             _text(at(1), top - 16, "1", "middle", "#888")]
+    parts = [
+        _text(12, 20, title),
+        f'<line x1="{at(1):.1f}" x2="{at(1):.1f}" y1="{top - 12}" y2="{height - 8}" stroke="#bbb"/>',
+        _text(at(1), top - 16, "1", "middle", "#888"),
+    ]
     for number, row in enumerate(rows):
         y = top + step * number + 8
         colour = "#666666" if row["met"] is None else "#2e8b57" if row["met"] else "#c2571a"
         parts.append(_text(12, y + 4, row["what"]))
-        parts.append(f'<line x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
-        parts.append(f'<circle cx="{at(row["figure"]) if row["figure"] > 0 else left:.1f}" cy="{y}" r="5" fill="{colour}"/>')
+        parts.append(
+            f'<line x1="{at(row["low"]):.1f}" x2="{at(row["high"]):.1f}" y1="{y}" y2="{y}" '
+            f'stroke="{colour}" stroke-width="3"/>'
+        )
+        parts.append(
+            f'<circle cx="{at(row["figure"]) if row["figure"] > 0 else left:.1f}" cy="{y}" r="5" fill="{colour}"/>'
+        )
         for value in bound(row):
-            parts.append(f'<line x1="{at(value):.1f}" x2="{at(value):.1f}" y1="{y - 8}" y2="{y + 8}" stroke="#222" stroke-dasharray="2,2"/>')
+            parts.append(
+                f'<line x1="{at(value):.1f}" x2="{at(value):.1f}" y1="{y - 8}" y2="{y + 8}" '
+                'stroke="#222" stroke-dasharray="2,2"/>'
+            )
         parts.append(_text(left + right + 12, y + 4, f'{row["figure"]:.2f}'))
     return _svg(left + right + 70, height, parts)
 
@@ -51,8 +63,12 @@ def lines(title, across, up, series, logarithmic=False):
     y_low, y_high = (min(ys) - 0.1, max(ys) + 0.1) if logarithmic else (0, max(ys) * 1.1 or 1)
     x_at = lambda x: left + (right - left) * (scale(x) - x_low) / (x_high - x_low)
     y_at = lambda y: bottom - (bottom - top) * (scale(y) - y_low) / (y_high - y_low)
-    parts = [_text(12, 20, title), f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#888"/>',
-             _text((left + right) / 2, bottom + 34, across, "middle"), _text(12, top - 4, up, "start", "#888")]
+    parts = [
+        _text(12, 20, title),
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#888"/>',
+        _text((left + right) / 2, bottom + 34, across, "middle"),
+        _text(12, top - 4, up, "start", "#888"),
+    ]
     for share in (0, 0.5, 1):
         for value, place in ((x_low + share * (x_high - x_low), "x"), (y_low + share * (y_high - y_low), "y")):
             shown = f"{10 ** value if logarithmic else value:.3g}"

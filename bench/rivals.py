@@ -1,40 +1,35 @@
 """What the figures named peer_… share: another program that feeds an index from a table beside ours."""
 
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from common import (ENGINES, RUN, Failed, Http, Memory, Session, copy_table, drop_sync, in_turn, index_of, index_table,
-                    percentile, pgbench, psql, row, say, until, wait, worker_pid)
+from common import (
+    ENGINES,
+    RUN,
+    Failed,
+    Http,
+    Memory,
+    Process,
+    Session,
+    copy_table,
+    drop_sync,
+    in_turn,
+    index_of,
+    index_table,
+    percentile,
+    pgbench,
+    psql,
+    row,
+    say,
+    until,
+    wait,
+    worker_pid,
+)
 
 URL = ENGINES["OpenSearch"]
 INDEX = f"{RUN}_theirs"
 HERE = Path(__file__).parent
-
-
-class Process:
-    """A program that runs beside; its words go to a file that is shown when something fails."""
-
-    def __init__(self, command, environment=None, folder=None):
-        self.log = tempfile.NamedTemporaryFile("w+")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=os.environ | (environment or {}), cwd=folder)
-        self.pid = self.process.pid
-
-    def check(self):
-        if self.process.poll() is not None:
-            raise Failed(f"it ended with {self.process.returncode}: {Path(self.log.name).read_text()[-3000:]}")
-
-    def still(self, stopped):
-        """It takes no time while the other one is measured."""
-        self.process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
 
 
 def python(script, *arguments):
@@ -52,7 +47,7 @@ def contest(size, rival):
 
     def put(*arguments, **more):
         rows.append(row(*arguments, **more))
-        say(f"    {rows[-1]['what']:44} {rows[-1]['ours']:12.2f}, {rival.name} {rows[-1]['peer']:12.2f} {rows[-1]['unit']}")
+        say("    {what:44} {ours:12.2f}, {name} {peer:12.2f} {unit}".format(name=rival.name, **rows[-1]))
 
     # --- the first filling
     rival.prepare()
@@ -80,7 +75,14 @@ def contest(size, rival):
         return rate
 
     runs = in_turn(rounds, {"ours": fill_ours, "theirs": fill_theirs}, "first filling, documents/s")
-    put(f"first filling, {count:,} rows", "documents/s", runs["ours"], runs["theirs"], f"{rival.name}, its start included", ">= 1")
+    put(
+        f"first filling, {count:,} rows",
+        "documents/s",
+        runs["ours"],
+        runs["theirs"],
+        f"{rival.name}, its start included",
+        ">= 1",
+    )
 
     # --- from here on both run
     index_table("ours", "ours")
@@ -137,21 +139,31 @@ def contest(size, rival):
         with Memory(worker_pid() if side == "ours" else process.pid) as memory:
             psql(f"UPDATE {side} SET stock = {2_000_000 + number}, changed_at = now()")
             begun = time.perf_counter()
-            until(lambda: engine.count(index, {"term": {"stock": 2_000_000 + number}}) == count, f"{count} rows in {index}", 300, 0.1)
+            until(
+                lambda: engine.count(index, {"term": {"stock": 2_000_000 + number}}) == count,
+                f"{count} rows in {index}",
+                300,
+                0.1,
+            )
             seconds = time.perf_counter() - begun
         peaks[side].append(memory.peak)
         process.still(False)
         psql(f"VACUUM {side}")
         return count / seconds
 
-    runs = in_turn(rounds, {"ours": lambda: catch_up("ours", index_of("ours")), "theirs": lambda: catch_up("theirs", INDEX)},
-                   "catching up, documents/s")
+    runs = in_turn(
+        rounds,
+        {"ours": lambda: catch_up("ours", index_of("ours")), "theirs": lambda: catch_up("theirs", INDEX)},
+        "catching up, documents/s",
+    )
     put(f"catching up with {count:,} rows", "documents/s", runs["ours"], runs["theirs"], rival.name, ">= 1")
     put("its process while it does", "MB", peaks["ours"], peaks["theirs"], f"{rival.name}, RssAnon", "<= 1")
 
     # --- what writers pay
-    script = lambda table: (f"\\set id random(1, {count})\n\\set stock random(1, 1000)\n"
-                            f"UPDATE {table} SET stock = :stock, changed_at = now() WHERE id = :id;\n")
+    script = lambda table: (
+        f"\\set id random(1, {count})\n\\set stock random(1, 1000)\n"
+        f"UPDATE {table} SET stock = :stock, changed_at = now() WHERE id = :id;\n"
+    )
 
     def write(table):
         process.still(table == "ours")
@@ -161,7 +173,11 @@ def contest(size, rival):
             wait("ours")
         return rate
 
-    runs = in_turn(size.few, {table: (lambda table=table: write(table)) for table in ("bare", "ours", "theirs")}, "single-row UPDATEs, TPS")
+    runs = in_turn(
+        size.few,
+        {table: (lambda table=table: write(table)) for table in ("bare", "ours", "theirs")},
+        "single-row UPDATEs, TPS",
+    )
     put("single-row UPDATEs, 4 clients", "TPS", runs["ours"], runs["theirs"], rival.name, ">= 1")
     put("single-row UPDATEs without a sync", "TPS", runs["bare"], runs["theirs"], rival.name)
     process.stop()

@@ -13,11 +13,25 @@ import traceback
 from pathlib import Path
 
 import plot
-from common import ENGINES, Failed, Http, Size, data, drop_database, fresh_database, psql, say
+from common import ENGINES, Failed, Http, Process, Size, data, drop_database, fresh_database, psql, say
 
 HERE = Path(__file__).parent
-FIGURES = ["write_single", "write_bulk", "write_wal", "backfill", "catch_up", "redis_fill", "lag", "search", "idle_cost", "memory",
-           "scale", "peer_pgsync", "peer_outbox", "peer_logstash_like"]
+FIGURES = [
+    "write_single",
+    "write_bulk",
+    "write_wal",
+    "backfill",
+    "catch_up",
+    "redis_fill",
+    "lag",
+    "search",
+    "idle_cost",
+    "memory",
+    "scale",
+    "peer_pgsync",
+    "peer_outbox",
+    "peer_logstash_like",
+]
 
 
 def first_line(*command):
@@ -64,7 +78,11 @@ def table(rows):
     lines = ["| what | pg_fanout | against | ratio (rounds) | goal |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         against = f"{number(row['peer'])} {row['unit']}, {row['against']}" if row["peer"] is not None else ""
-        goal = "" if not row["goal"] else row["goal"].replace("<=", "≤").replace(">=", "≥") + ("" if row["met"] else ", **missed**")
+        goal = (
+            ""
+            if not row["goal"]
+            else row["goal"].replace("<=", "≤").replace(">=", "≥") + ("" if row["met"] else ", **missed**")
+        )
         ours = "" if row["unit"] == "slope" else f"{number(row['ours'])} {row['unit']}"
         lines.append(f"| {row['what']} | {ours} | {against} | {compared(row)} | {goal} |")
     notes = [f"{row['what']}: {row['note']}." for row in rows if row["note"]]
@@ -73,8 +91,9 @@ def table(rows):
 
 def machine(where):
     return (
-        f"{where['date']}, commit {where['commit']}, size {where['size']}; {where['cores']} cores ({where['processor']}), "
-        f"{where['memory_gb']} GB, load average {where['load_before']}\nbefore and {where['load_after']} after; "
+        f"{where['date']}, commit {where['commit']}, size {where['size']}; {where['cores']} cores "
+        f"({where['processor']}), {where['memory_gb']} GB, "
+        f"load average {where['load_before']} before and {where['load_after']} after; "
         f"PostgreSQL {where['PostgreSQL']}, OpenSearch {where['OpenSearch']}, Elasticsearch {where['Elasticsearch']}, "
         f"Redis {where['Redis']}. Took {where['seconds']} s."
     )
@@ -106,7 +125,10 @@ def plots(folder, name, title, rows, more):
 
 def summary(results):
     """The table of the README: of each figure what is furthest from its goal, and how many goals are met."""
-    lines = ["| figure | goals met | furthest from its goal | ratio (rounds) | goal |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| figure | goals met | furthest from its goal | ratio (rounds) | goal |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name in FIGURES:
         rows = [row for row in results.get(name, {}).get("rows", []) if row["goal"]]
         if not rows:
@@ -121,7 +143,10 @@ def summary(results):
         worst = max(rows, key=room)
         goal = worst["goal"].replace("<=", "≤").replace(">=", "≥")
         met = sum(row["met"] for row in rows)
-        lines.append(f"| [{name}](bench/README.md#{name}) | {met} of {len(rows)} | {worst['what']} | {compared(worst)} | {goal} |")
+        lines.append(
+            f"| [{name}](bench/README.md#{name}) | {met} of {len(rows)} | {worst['what']} | {compared(worst)} "
+            f"| {goal} |"
+        )
     commits = sorted({result["where"]["commit"] for result in results.values()})
     return lines + ["", f"Taken at commit {', '.join(commits)}; bench/README.md has all of it."]
 
@@ -153,6 +178,9 @@ def main():
                 failed.append(name)
                 say(f"  {name} was not taken: {''.join(traceback.format_exception(error))}")
                 continue
+            finally:
+                for process in list(Process.running):
+                    process.stop()
             rows, more = rows if isinstance(rows, tuple) else (rows, {})
             where |= {"seconds": round(time.perf_counter() - begun), "load_after": round(os.getloadavg()[0], 1)}
             say("\n" + "\n".join(table(rows)) + f"\n{where['seconds']} s")
@@ -164,8 +192,11 @@ def main():
     finally:
         drop_database()
         psql("DROP DATABASE IF EXISTS fanout_bench_data", "postgres")
-    say(f"\nTook {time.perf_counter() - begun_all:.0f} s; the figures are in {folder.relative_to(HERE.parent)}/latest.json"
-        + (", bench/README.md and README.md" if keep else ""))
+    say(
+        f"\nTook {time.perf_counter() - begun_all:.0f} s; "
+        f"the figures are in {folder.relative_to(HERE.parent)}/latest.json"
+        + (", bench/README.md and README.md" if keep else "")
+    )
     if failed:
         raise SystemExit(f"bench: not taken: {', '.join(failed)}")
 

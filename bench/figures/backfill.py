@@ -3,22 +3,38 @@
 import json
 import time
 
-from common import (ENGINES, Failed, Http, bulk_bodies, drop_sync, in_turn, index_of, index_table, psql, row, say,
-                    send_all, wait)
+from common import (
+    ENGINES,
+    Failed,
+    Http,
+    bulk_bodies,
+    drop_sync,
+    in_turn,
+    index_of,
+    index_table,
+    psql,
+    row,
+    say,
+    send_all,
+    wait,
+)
 
 TREE = """
 CREATE TABLE brand   (id int PRIMARY KEY, name text NOT NULL);
 CREATE TABLE article (id bigint PRIMARY KEY, name text NOT NULL, brand_id int NOT NULL REFERENCES brand);
-CREATE TABLE variant (id bigint PRIMARY KEY, article_id bigint NOT NULL REFERENCES article, sku text NOT NULL, price numeric(10,2) NOT NULL);
+CREATE TABLE variant (id bigint PRIMARY KEY, article_id bigint NOT NULL REFERENCES article, sku text NOT NULL,
+                      price numeric(10,2) NOT NULL);
 INSERT INTO brand   SELECT i, 'brand ' || i FROM generate_series(1, 100) AS i;
 INSERT INTO article SELECT id, name, 1 + id % 100 FROM plain WHERE id <= {articles};
-INSERT INTO variant SELECT 3 * a.id + n, a.id, 'sku-' || a.id || '-' || n, 10 + n FROM article a, generate_series(0, 2) AS n;
+INSERT INTO variant SELECT 3 * a.id + n, a.id, 'sku-' || a.id || '-' || n, 10 + n
+                    FROM article a, generate_series(0, 2) AS n;
 CREATE INDEX ON variant (article_id);
 VACUUM ANALYZE brand, article, variant;
 """
 DOCUMENT = """
 SELECT a.id, a.name, b.name AS brand,
-       (SELECT json_agg(json_build_object('sku', v.sku, 'price', v.price) ORDER BY v.id) FROM variant v WHERE v.article_id = a.id) AS variants
+       (SELECT json_agg(json_build_object('sku', v.sku, 'price', v.price) ORDER BY v.id)
+        FROM variant v WHERE v.article_id = a.id) AS variants
 FROM   article a JOIN brand b ON b.id = a.brand_id
 """
 
@@ -59,7 +75,9 @@ def filled(server, what, bodies, mapping, rounds, goal, start):
 
     runs = in_turn(rounds, {"plain": plain, "pg_fanout": ours}, f"{server}, {what}, documents/s")
     note = f"{state['retried']:,} documents were sent twice" if state["retried"] else ""
-    return row(f"{server}: {what}", "documents/s", runs["pg_fanout"], runs["plain"], "bodies made beforehand", goal, note=note)
+    return row(
+        f"{server}: {what}", "documents/s", runs["pg_fanout"], runs["plain"], "bodies made beforehand", goal, note=note
+    )
 
 
 def measure(size):
@@ -74,7 +92,8 @@ def measure(size):
 
     def start(name):
         psql(f"""BEGIN;
-                 SELECT fanout.index_table('article', server => 'OpenSearch', name => '{name}', index => '{index_of(name)}', document => $${DOCUMENT}$$);
+                 SELECT fanout.index_table('article', server => 'OpenSearch', name => '{name}',
+                                           index => '{index_of(name)}', document => $${DOCUMENT}$$);
                  SELECT fanout.related('{name}', 'brand'), fanout.related('{name}', 'variant');
                  COMMIT""")
 

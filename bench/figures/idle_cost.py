@@ -2,10 +2,22 @@
 
 import time
 
-from common import (Session, cache_table, cpu_seconds, index_table, private_memory, psql, row, say, wait, wake_ups,
-                    worker_pid)
+from common import (
+    Session,
+    cache_table,
+    cpu_seconds,
+    index_table,
+    private_memory,
+    psql,
+    row,
+    say,
+    wait,
+    wake_ups,
+    worker_pid,
+)
 
-OWN = "backend_type IN ('checkpointer', 'background writer', 'walwriter', 'autovacuum launcher', 'logical replication launcher')"
+OWN = """backend_type IN
+    ('checkpointer', 'background writer', 'walwriter', 'autovacuum launcher', 'logical replication launcher')"""
 
 
 def measure(size):
@@ -18,7 +30,10 @@ def measure(size):
     for syncs in (1, many):
         if syncs > 1:
             for number in range(2, syncs + 1):
-                psql(f"CREATE TABLE small_{number} (id int PRIMARY KEY, name text); INSERT INTO small_{number} VALUES (1, 'one')")
+                psql(
+                    f"CREATE TABLE small_{number} (id int PRIMARY KEY, name text);"
+                    f"INSERT INTO small_{number} VALUES (1, 'one')"
+                )
                 cache_table(f"small_{number}")
             for number in range(2, syncs + 1):
                 wait(f"small_{number}")
@@ -34,9 +49,23 @@ def measure(size):
         memory = private_memory(pid)
         what = f"{syncs} sync{'s' if syncs > 1 else ''}"
         rows += [
-            row(f"{what}: CPU", "ms/s", [1000 * used[0] / seconds], [1000 * sum(used[2:]) / seconds],
-                "PostgreSQL's own background processes", by="difference", note=f"over {seconds} s; launcher {1000 * used[1] / seconds:.1f} ms/s"),
-            row(f"{what}: wake-ups", "1/s", [woken], goal="<= 3", by="value", note="all threads; fanout.heartbeat is 1 s"),
+            row(
+                f"{what}: CPU",
+                "ms/s",
+                [1000 * used[0] / seconds],
+                [1000 * sum(used[2:]) / seconds],
+                "PostgreSQL's own background processes",
+                by="difference",
+                note=f"over {seconds} s; launcher {1000 * used[1] / seconds:.1f} ms/s",
+            ),
+            row(
+                f"{what}: wake-ups",
+                "1/s",
+                [woken],
+                goal="<= 3",
+                by="value",
+                note="all threads; fanout.heartbeat is 1 s",
+            ),
             row(f"{what}: private memory", "MB", [memory], goal="<= 15", by="value"),
         ]
         for one in rows[-3:]:

@@ -1,10 +1,25 @@
-"""From the UPDATE until the target has the new value, against one client that commits, writes to the target and reads it."""
+"""From the UPDATE until the target has it, against one client that commits, writes to the target and reads it."""
 
 import json
 import time
 
-from common import (ENGINES, Failed, Http, Load, Redis, Session, cache_table, copy_table, drop_sync, index_of,
-                    index_table, percentile, row, say, wait)
+from common import (
+    ENGINES,
+    Failed,
+    Http,
+    Load,
+    Redis,
+    Session,
+    cache_table,
+    copy_table,
+    drop_sync,
+    index_of,
+    index_table,
+    percentile,
+    row,
+    say,
+    wait,
+)
 
 BATCHES = {"Redis": "lag_redis", "OpenSearch": "lag_os", "Elasticsearch": "lag_es"}
 PAUSE = 0.01
@@ -66,8 +81,16 @@ def measure(size):
         for share, goal in ((0.5, "<= 3"), (0.99, "<= 5"))[: 2 if p99 else 1]:
             each = [[percentile(of[run], share) for of in rounds] for run in (mine, theirs)]
             pooled = [percentile([value for of in rounds for value in of[run]], share) for run in (mine, theirs)]
-            rows.append(row(f"{what}, p{int(100 * share)}", "ms", *each, "commit + write + read", goal,
-                            pooled=pooled if share > 0.9 else None))
+            rows.append(
+                row(
+                    f"{what}, p{int(100 * share)}",
+                    "ms",
+                    *each,
+                    "commit + write + read",
+                    goal,
+                    pooled=pooled if share > 0.9 else None,
+                )
+            )
             say(f"    {rows[-1]['what']:44} {rows[-1]['ours']:8.2f} ms, bare {rows[-1]['peer']:8.2f} ms")
 
     rows = []
@@ -81,8 +104,11 @@ def measure(size):
                 kept = name if server == "Redis" else index_of(name)
                 compare(f"{server}, {under}", lambda id: ours(target, kept, id), lambda id: bare(target, id))
                 if not rate and server != "Redis":
-                    compare(f"{server}, {under}, found by a search", lambda id: searchable(name, id),
-                            lambda id: bare(target, id, "?refresh=true"))
+                    compare(
+                        f"{server}, {under}, found by a search",
+                        lambda id: searchable(name, id),
+                        lambda id: bare(target, id, "?refresh=true"),
+                    )
         for name in BATCHES.values():
             wait(name)
     session.close()

@@ -1,7 +1,20 @@
 """The worker's private memory at its highest: filling, catching up, and with a target that is down."""
 
-from common import (ENGINES, Memory, Size, cache_table, copy_table, drop_sync, fresh_worker, index_table,
-                    private_memory, psql, row, say, wait)
+from common import (
+    ENGINES,
+    Memory,
+    Size,
+    cache_table,
+    copy_table,
+    drop_sync,
+    fresh_worker,
+    index_table,
+    private_memory,
+    psql,
+    row,
+    say,
+    wait,
+)
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -55,9 +68,27 @@ def measure(size: Size):
                     drop_sync("watched")
             if run is not filling:
                 drop_sync("watched")
-        rows.append(row(f"{name}: peak", "MB", peaks["plain"], peaks["small"], f"{small:,} rows instead of {largest:,}", "<= 1.25"))
+        rows.append(
+            row(
+                f"{name}: peak",
+                "MB",
+                peaks["plain"],
+                peaks["small"],
+                f"{small:,} rows instead of {largest:,}",
+                "<= 1.25",
+            )
+        )
         if size.few > 1:
-            rows.append(row(f"{name}: the last time of {size.few}", "MB", peaks["plain"][-1:], peaks["plain"][:1], "the first time", "<= 1.1"))
+            rows.append(
+                row(
+                    f"{name}: the last time of {size.few}",
+                    "MB",
+                    peaks["plain"][-1:],
+                    peaks["plain"][:1],
+                    "the first time",
+                    "<= 1.1",
+                )
+            )
     drop_sync("anchor")
     lines = plots[f"{largest:,} rows"]
     return rows, {"memory": (f"The worker's private memory, {largest:,} rows", "seconds", "MB", lines, False)}

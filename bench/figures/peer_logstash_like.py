@@ -2,8 +2,21 @@
 
 import time
 
-from common import (DATABASE, Http, Session, copy_table, drop_sync, index_of, index_table, percentile, psql, row, say,
-                    until, wait)
+from common import (
+    DATABASE,
+    Http,
+    Session,
+    copy_table,
+    drop_sync,
+    index_of,
+    index_table,
+    percentile,
+    psql,
+    row,
+    say,
+    until,
+    wait,
+)
 from rivals import INDEX, URL, python
 
 
@@ -44,8 +57,11 @@ def measure(size):
 
     def wrong(index):
         left = engine.count(index, {"terms": {"id": list(deleted)}})
-        stale = [50 - engine.count(index, {"bool": {"filter": [{"terms": {"id": list(ids)}}, {"term": {"stock": 3_000_000}}]}})
-                 for ids in (out_of_order, same_second)]
+        stale = [
+            50
+            - engine.count(index, {"bool": {"filter": [{"terms": {"id": list(ids)}}, {"term": {"stock": 3_000_000}}]}})
+            for ids in (out_of_order, same_second)
+        ]
         return [left, *stale]
 
     for table in ("ours", "theirs"):
@@ -58,16 +74,23 @@ def measure(size):
         time.sleep(2.2)
         late.run("COMMIT")
         time.sleep(1.2)
-        # updated_at in whole seconds, as timestamp(0) has it: changes of a second that was read already. (That the second is
-        # long does not matter to the reader, which sees only that the value is no later.)
+        # updated_at in whole seconds, as timestamp(0) has it: changes of a second that was read already. (The reader sees
+        # only that the value is no later.)
         second = session.one("SELECT date_trunc('second', now()) + '1 hour'")
         for half in (same_second[:25], same_second[25:]):
             session.run(f"UPDATE {table} SET stock = 3000000, changed_at = %s WHERE id = ANY (%s)", second, list(half))
             time.sleep(1.2)
     time.sleep(2.5)
     wait("ours")
-    for what, ours, theirs in zip(("50 deleted rows: still found", "50 rows of a transaction that commits late: not seen",
-                                   "50 rows with one updated_at, in two statements: not seen"), wrong(index_of("ours")), wrong(INDEX)):
+    for what, ours, theirs in zip(
+        (
+            "50 deleted rows: still found",
+            "50 rows of a transaction that commits late: not seen",
+            "50 rows with one updated_at, in two statements: not seen",
+        ),
+        wrong(index_of("ours")),
+        wrong(INDEX),
+    ):
         rows.append(row(what, "documents", [ours], [theirs], "polling every second", "<= 0", by="difference"))
     for one in rows:
         say(f"    {one['what']:60} {one['ours']:10.2f}, polling {one['peer']:10.2f} {one['unit']}")

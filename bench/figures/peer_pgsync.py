@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from common import DATABASE, REDIS_AT, Failed, Http, drop_slots, psql
-from rivals import INDEX, URL, Process, contest
+from common import DATABASE, REDIS_AT, Failed, Http, Process, drop_slots, psql
+from rivals import INDEX, URL, contest
 
 STACK = Path(__file__).parents[2] / "stack"
 COLUMNS = ["id", "name", "price", "stock", "active", "tags", "note", "changed_at"]
@@ -25,14 +25,24 @@ class PgSync:
     def __init__(self, folder):
         self.folder = folder
         self.programs = Path(sys.executable).parent
-        schema = [{"database": DATABASE, "index": INDEX, "nodes": {"table": "theirs", "schema": "public", "columns": COLUMNS}}]
+        schema = [
+            {"database": DATABASE, "index": INDEX, "nodes": {"table": "theirs", "schema": "public", "columns": COLUMNS}}
+        ]
         Path(folder, "schema.json").write_text(json.dumps(schema))
         engine = urlsplit(URL)
         # What is not set is as PGSync has it. It can't speak to this Elasticsearch, a bare core without `GET /`.
         self.environment = {
-            "PG_HOST": os.environ["PGHOST"], "PG_PORT": os.environ["PGPORT"], "PG_USER": os.environ["PGUSER"], "PG_PASSWORD": "unused",
-            "OPENSEARCH": "true", "ELASTICSEARCH": "false", "ELASTICSEARCH_HOST": engine.hostname,
-            "ELASTICSEARCH_PORT": str(engine.port), "REDIS_HOST": REDIS_AT.hostname, "REDIS_PORT": str(REDIS_AT.port), "REDIS_DB": "14",
+            "PG_HOST": os.environ["PGHOST"],
+            "PG_PORT": os.environ["PGPORT"],
+            "PG_USER": os.environ["PGUSER"],
+            "PG_PASSWORD": "unused",
+            "OPENSEARCH": "true",
+            "ELASTICSEARCH": "false",
+            "ELASTICSEARCH_HOST": engine.hostname,
+            "ELASTICSEARCH_PORT": str(engine.port),
+            "REDIS_HOST": REDIS_AT.hostname,
+            "REDIS_PORT": str(REDIS_AT.port),
+            "REDIS_DB": "14",
             "CHECKPOINT_PATH": folder,
         }
 
@@ -40,7 +50,13 @@ class PgSync:
         return [sys.executable, str(self.programs / program), "--config", f"{self.folder}/schema.json", *arguments]
 
     def bootstrap(self, *arguments):
-        done = subprocess.run(self.command("bootstrap", *arguments), env=os.environ | self.environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(
+            self.command("bootstrap", *arguments),
+            env=os.environ | self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise Failed(f"bootstrap of PGSync: {done.stdout[-2000:]} {done.stderr[-2000:]}")
 
@@ -75,6 +91,8 @@ def measure(size):
         with tempfile.TemporaryDirectory() as folder:
             return contest(size, PgSync(folder))
     finally:
+        for process in list(Process.running):
+            process.stop()
         drop_slots()
         psql("ALTER SYSTEM RESET wal_level", "postgres")
         restart()

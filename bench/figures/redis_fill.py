@@ -26,8 +26,28 @@ def measure(size):
     def pipelined():
         redis.ask("FLUSHDB")
         # One connection, as the worker has, and a hundred commands under way.
-        command = ["redis-benchmark", "-h", REDIS_AT.hostname, "-p", str(REDIS_AT.port), "--dbnum", str(REDIS_DATABASE), "-t", "set",
-                   "-n", str(size.rows), "-r", str(size.rows), "-d", str(bytes_each), "-c", "1", "-P", "100", "--csv"]
+        command = [
+            "redis-benchmark",
+            "-h",
+            REDIS_AT.hostname,
+            "-p",
+            str(REDIS_AT.port),
+            "--dbnum",
+            str(REDIS_DATABASE),
+            "-t",
+            "set",
+            "-n",
+            str(size.rows),
+            "-r",
+            str(size.rows),
+            "-d",
+            str(bytes_each),
+            "-c",
+            "1",
+            "-P",
+            "100",
+            "--csv",
+        ]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return float(re.search(r'"SET","([0-9.]+)"', told)[1])
 

@@ -1,4 +1,4 @@
-"""The cost of a change as things grow, as the slope of a line on logarithmic axes: 0 is no growth, 1 is proportional."""
+"""The cost of a change as things grow: the slope on logarithmic axes. 0 is no growth, 1 is proportional."""
 
 import time
 
@@ -13,8 +13,16 @@ def measure(size):
 
     def put(what, points, note="", fit=None):
         lines[what] = points
-        rows.append(row(what, "slope", [slope(points[-fit:] if fit else points)], goal="<= 0.05", by="value",
-                        note="; ".join(f"{x:,}: {y:.1f} µs" for x, y in points) + (f"; {note}" if note else "")))
+        rows.append(
+            row(
+                what,
+                "slope",
+                [slope(points[-fit:] if fit else points)],
+                goal="<= 0.05",
+                by="value",
+                note="; ".join(f"{x:,}: {y:.1f} µs" for x, y in points) + (f"; {note}" if note else ""),
+            )
+        )
         say(f"    {what:48} {rows[-1]['figure']:6.3f}  {rows[-1]['note']}")
 
     def median(run, rounds=size.rounds):
@@ -23,8 +31,9 @@ def measure(size):
     # Narrow rows and Redis, so that as little as possible but the extension itself takes time.
     points = []
     for power in range(4 if most > 4 else 3, most + 1):
-        table, count = f"rows_{power}", 10 ** power
-        psql(f"""CREATE TABLE {table} (id bigint PRIMARY KEY, stock int NOT NULL) WITH (fillfactor = 50, autovacuum_enabled = off);
+        table, count = f"rows_{power}", 10**power
+        psql(f"""CREATE TABLE {table} (id bigint PRIMARY KEY, stock int NOT NULL)
+                     WITH (fillfactor = 50, autovacuum_enabled = off);
                  INSERT INTO {table} SELECT i, 0 FROM generate_series(1, {count}) AS i; VACUUM ANALYZE {table}""")
         cache_table(table)
         wait(table)
@@ -40,8 +49,9 @@ def measure(size):
         points.append((count, median(changed)))
     put("rows of the table: delivering one of 5,000 changes", points)
 
-    points, count = [], 10 ** most
+    points, count = [], 10**most
     for power in range(3, most + 1):
+
         def caught_up():
             psql(f"SELECT fanout.pause('{table}')")
             psql(f"UPDATE {table} SET stock = stock + 1 WHERE id <= {10 ** power}")
@@ -49,9 +59,9 @@ def measure(size):
             begun = time.perf_counter()
             psql(f"SELECT fanout.resume('{table}')")
             wait(table)
-            return 1e6 * (time.perf_counter() - begun) / 10 ** power
+            return 1e6 * (time.perf_counter() - begun) / 10**power
 
-        points.append((10 ** power, median(caught_up, size.few)))
+        points.append((10**power, median(caught_up, size.few)))
     # The first points are what any delivery takes.
     put("backlog: delivering one change of it", points, fit=3)
     for power in range(4 if most > 4 else 3, most + 1):
@@ -78,12 +88,23 @@ def measure(size):
     wait("written")
     psql("SELECT fanout.pause('written')")
     for clients in (1, 4, 16, 64):
-        ratios = [pgbench(bare, clients, size.seconds, commit="off") / pgbench(script, clients, size.seconds, commit="off")
-                  for _ in range(size.rounds)]
+        ratios = [
+            pgbench(bare, clients, size.seconds, commit="off") / pgbench(script, clients, size.seconds, commit="off")
+            for _ in range(size.rounds)
+        ]
         with_sync.append((clients, percentile(ratios, 0.5)))
     what = "writers: times as long as without a sync"
     lines[what] = with_sync
-    rows.append(row(what, "slope", [slope(with_sync)], goal="<= 0.05", by="value", note="; ".join(f"{x}: {y:.3f}" for x, y in with_sync)))
+    rows.append(
+        row(
+            what,
+            "slope",
+            [slope(with_sync)],
+            goal="<= 0.05",
+            by="value",
+            note="; ".join(f"{x}: {y:.3f}" for x, y in with_sync),
+        )
+    )
     say(f"    {what:48} {rows[-1]['figure']:6.3f}  {rows[-1]['note']}")
     drop_sync("written")
     return rows, {"scale": ("The cost of a change as things grow", "how many", "µs (writers: ratio)", lines, True)}

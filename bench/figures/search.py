@@ -4,8 +4,21 @@ import json
 import threading
 import time
 
-from common import (ENGINES, Http, Memory, Session, in_turn, index_of, index_table, percentile, pgbench, psql, row, say,
-                    wait)
+from common import (
+    ENGINES,
+    Http,
+    Memory,
+    Session,
+    in_turn,
+    index_of,
+    index_table,
+    percentile,
+    pgbench,
+    psql,
+    row,
+    say,
+    wait,
+)
 
 URL = ENGINES["OpenSearch"]
 DSL = '{"match":{"tags":"tag7"}}'
@@ -37,7 +50,9 @@ def measure(size):
 
     by_sql = lambda: pgbench(script, transactions=times, latencies=True)
     by_http(), by_sql()  # the engine's own caches
-    rounds = [(by_sql(), by_http()) if turn % 2 else tuple(reversed((by_http(), by_sql()))) for turn in range(size.rounds)]
+    rounds = [
+        (by_sql(), by_http()) if turn % 2 else tuple(reversed((by_http(), by_sql()))) for turn in range(size.rounds)
+    ]
     rows = []
     for share, goal in ((0.5, "<= 1.15"), (0.99, None)):
         mine, theirs = ([percentile(of[side], share) for of in rounds] for side in (0, 1))
@@ -76,7 +91,11 @@ def measure(size):
             begun = time.perf_counter()
             while count < wanted:
                 hits = session.run(
-                    "SELECT id, source::text, cursor FROM es_search('found', size => %s, sort => %s, after => %s)", page, SORT, after)
+                    "SELECT id, source::text, cursor FROM es_search('found', size => %s, sort => %s, after => %s)",
+                    page,
+                    SORT,
+                    after,
+                )
                 after, count = hits[-1][2], count + len(hits)
             seconds = time.perf_counter() - begun
         peaks.append(memory.peak)
@@ -87,7 +106,9 @@ def measure(size):
         after, count = "", 0
         begun = time.perf_counter()
         while count < wanted:
-            text = f'{{"size":{page},"sort":[{{"id":"asc"}}],{after}"track_total_hits":true,"query":{{"match_all":{{}}}}}}'
+            text = (
+                f'{{"size":{page},"sort":[{{"id":"asc"}}],{after}"track_total_hits":true,"query":{{"match_all":{{}}}}}}'
+            )
             hits = json.loads(engine.ask("POST", path, text))["hits"]["hits"]
             after, count = f'"search_after":{json.dumps(hits[-1]["sort"])},', count + len(hits)
         return count / (time.perf_counter() - begun)

@@ -2,7 +2,12 @@
 
 from common import cache_table, copy_table, drop_sync, in_turn, index_table, percentile, pgbench, psql, row, wait
 
-VARIANTS = {"plain": "no sync", "paused": "capture alone", "redis": "delivering to Redis", "opensearch": "delivering to OpenSearch"}
+VARIANTS = {
+    "plain": "no sync",
+    "paused": "capture alone",
+    "redis": "delivering to Redis",
+    "opensearch": "delivering to OpenSearch",
+}
 
 
 def settle(table):
@@ -20,8 +25,11 @@ def measure(size):
         (index_table if table == "opensearch" else cache_table)(table)
         wait(table)
         psql(f"SELECT fanout.pause('{table}')")
-    script = {table: f"\\set id random(1, {size.rows})\n\\set stock random(1, 1000)\n"
-                     f"UPDATE {table} SET stock = :stock, changed_at = now() WHERE id = :id;\n" for table in VARIANTS}
+    script = {
+        table: f"\\set id random(1, {size.rows})\n\\set stock random(1, 1000)\n"
+        f"UPDATE {table} SET stock = :stock, changed_at = now() WHERE id = :id;\n"
+        for table in VARIANTS
+    }
 
     def run(table, **how):
         if table in ("redis", "opensearch"):
@@ -43,7 +51,11 @@ def measure(size):
             offered = max(10, int(0.5 * min(percentile(of, 0.5) for of in runs.values())))
             if clients == 4:
                 contenders = {
-                    table: (lambda table=table: percentile(run(table, clients=4, commit=commit, rate=offered, latencies=True), 0.99))
+                    table: (
+                        lambda table=table: percentile(
+                            run(table, clients=4, commit=commit, rate=offered, latencies=True), 0.99
+                        )
+                    )
                     for table in VARIANTS
                 }
                 runs = in_turn(size.rounds, contenders, f"p99 at {offered} TPS, {commit}")

@@ -1,4 +1,4 @@
-"""The usual reader of an outbox table: takes what is there, sends it with the official client, looks again after a pause."""
+"""The usual reader of an outbox table: takes what is there, sends it with the official client, pauses."""
 
 import sys
 import time
@@ -19,8 +19,14 @@ def main(database, url, index, pause, fill):
     def send(rows):
         # Of several changes of a row the last one counts.
         last = {key: document for _, key, document in rows}
-        actions = [{"_op_type": "index", "_index": index, "_id": key, "_source": document} if document else
-                   {"_op_type": "delete", "_index": index, "_id": key} for key, document in last.items()]
+        actions = [
+            (
+                {"_op_type": "index", "_index": index, "_id": key, "_source": document}
+                if document
+                else {"_op_type": "delete", "_index": index, "_id": key}
+            )
+            for key, document in last.items()
+        ]
         for ok, item in helpers.streaming_bulk(engine, actions, chunk_size=2000, raise_on_error=False):
             if not ok and item.get("delete", {}).get("status") != 404:
                 raise RuntimeError(item)

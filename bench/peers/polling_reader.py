@@ -14,9 +14,14 @@ def main(database, url, index, pause):
     cursor, seen = connection.cursor(), "-infinity"
     while True:
         begun = time.monotonic()
-        cursor.execute("SELECT id, changed_at::text, to_jsonb(theirs) FROM theirs WHERE changed_at > %s ORDER BY changed_at", (seen,))
+        cursor.execute(
+            "SELECT id, changed_at::text, to_jsonb(theirs) FROM theirs WHERE changed_at > %s ORDER BY changed_at",
+            (seen,),
+        )
         rows = cursor.fetchall()
-        helpers.bulk(engine, ({"_index": index, "_id": key, "_source": document} for key, _, document in rows), chunk_size=2000)
+        helpers.bulk(
+            engine, ({"_index": index, "_id": key, "_source": document} for key, _, document in rows), chunk_size=2000
+        )
         seen = rows[-1][1] if rows else seen
         time.sleep(max(0, float(pause) - (time.monotonic() - begun)))
 
