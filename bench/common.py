@@ -40,7 +40,7 @@ class Size:
         self.rounds = [2, 3, 5, 5][at]
         self.few = [1, 2, 3, 5][at]  # rounds of what takes long
         self.clients = [(4,), (4,), (1, 4, 16), (1, 4, 16)][at]
-        self.seconds = [1, 1, 2.5, 5][at]  # of a pgbench
+        self.seconds = [1, 1, 2, 5][at]  # of a pgbench
         self.probes = [10, 20, 50, 100][at]  # of a round
 
 

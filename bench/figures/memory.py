@@ -48,13 +48,14 @@ def measure(size: Size):
     psql("CREATE TABLE anchor (id int PRIMARY KEY)")
     cache_table("anchor")
     rows, plots = [], {}
+    turns = min(size.few, 3 if size.long else 2)
     for name, run in (("backfill", filling), ("catch-up", catching_up), ("target down, then back", down)):
         peaks = {}
         for table, count in (("small", small), ("plain", largest)):
             if run is not filling:
                 filling(table)
             peaks[table] = []
-            for turn in range(size.few):
+            for turn in range(turns):
                 if turn == 0:
                     pid = fresh_worker()
                 at_rest = private_memory(pid)
@@ -78,10 +79,10 @@ def measure(size: Size):
                 "<= 1.25",
             )
         )
-        if size.few > 1:
+        if turns > 1:
             rows.append(
                 row(
-                    f"{name}: the last time of {size.few}",
+                    f"{name}: the last time of {turns}",
                     "MB",
                     peaks["plain"][-1:],
                     peaks["plain"][:1],

@@ -74,8 +74,8 @@ def measure(size):
         time.sleep(2.2)
         late.run("COMMIT")
         time.sleep(1.2)
-        # updated_at in whole seconds, as timestamp(0) has it: changes of a second that was read already. (The reader sees
-        # only that the value is no later.)
+        # updated_at in whole seconds, as timestamp(0) has it: changes of a second that was read already. (The
+        # reader sees only that the value is no later.)
         second = session.one("SELECT date_trunc('second', now()) + '1 hour'")
         for half in (same_second[:25], same_second[25:]):
             session.run(f"UPDATE {table} SET stock = 3000000, changed_at = %s WHERE id = ANY (%s)", second, list(half))

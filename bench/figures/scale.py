@@ -25,7 +25,7 @@ def measure(size):
         )
         say(f"    {what:48} {rows[-1]['figure']:6.3f}  {rows[-1]['note']}")
 
-    def median(run, rounds=size.rounds):
+    def median(run, rounds=size.few):
         return percentile([run() for _ in range(rounds)], 0.5)
 
     # Narrow rows and Redis, so that as little as possible but the extension itself takes time.
