@@ -2,7 +2,7 @@
 PG_CONFIG ?= /usr/bin/pg_config
 export PG_CONFIG
 
-.PHONY: help setup demo stop test check audit bench bench-quick install package
+.PHONY: help setup demo stop test faults check audit bench bench-quick install package
 .NOTPARALLEL:
 
 help: ## Show this
@@ -22,6 +22,10 @@ stop: ## Stop the servers that make demo or stack/up started
 test: setup ## Run every test on servers of its own
 	@stack/install-extension
 	@env -u STACK_DIR stack/run-tests
+
+faults: setup ## The fault bench in its long form: FAULTS_MINUTES (10) of random faults, from FAULTS_SEED on
+	@stack/install-extension
+	@env -u STACK_DIR FAULTS_MINUTES=$${FAULTS_MINUTES:-10} stack/run-tests --faults
 
 check: ## Formatting, lints, licences
 	@stack/install build

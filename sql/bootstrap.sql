@@ -38,6 +38,7 @@ CREATE TABLE fanout.sync (
     layout          bigint,
     claimed         text,
     note            text,
+    shape           jsonb,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     UNIQUE (server, target)
 );
@@ -52,6 +53,7 @@ COMMENT ON COLUMN fanout.sync.request IS 'goes up with each request to reconcile
 COMMENT ON COLUMN fanout.sync.layout IS 'signature of the types of the address columns that pending addresses are of';
 COMMENT ON COLUMN fanout.sync.claimed IS 'incarnation of the cluster and epoch with which the target was claimed last';
 COMMENT ON COLUMN fanout.sync.note IS 'what somebody should know though the sync works: fields that the index can''t have until fanout.resync()';
+COMMENT ON COLUMN fanout.sync.shape IS 'columns, partitions and files of the source as the worker saw them last: what changed otherwise is reconciled';
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';
 

@@ -669,6 +669,31 @@ mod tests {
         }
 
         #[test]
+        fn a_damaged_reply_says_nothing_wrong(
+            damages in proptest::collection::vec((0usize..300, any::<u8>(), 0u8..3), 0..4)
+        ) {
+            let items = json!({"items": [
+                {"index": {"_id": "a", "status": 201, "_seq_no": 4}},
+                {"delete": {"_id": "b", "status": 404, "_seq_no": 5}},
+                {"index": {"_id": "c", "status": 400, "error": {"type": "mapper_parsing_exception", "reason": "no"}}},
+            ]});
+            let mut reply = items.to_string().into_bytes();
+            for (at, byte, kind) in damages {
+                let at = at % reply.len();
+                match kind {
+                    0 => reply[at] = byte,
+                    1 => reply.insert(at, byte),
+                    _ => drop(reply.remove(at)),
+                }
+            }
+            let body = body_of(&[("a", false), ("b", true), ("c", false)]);
+            if let Ok(outcomes) = parse_bulk_response(&reply, &body) {
+                // Whatever it says, it says it of these three, in this order.
+                prop_assert_eq!(outcomes.iter().map(|it| it.0).collect::<Vec<_>>(), [0, 1, 2]);
+            }
+        }
+
+        #[test]
         fn any_item_is_an_outcome_or_an_error(
             status in 0u32..100_000, reason in any::<String>(), kind in "[a-z_]{0,12}", seq in any::<i64>()
         ) {

@@ -2,7 +2,7 @@
 //!
 //! | the control document is | a claim |
 //! | --- | --- |
-//! | missing | takes the target, epoch 1 |
+//! | missing | takes the target, with an epoch that no earlier life of it had |
 //! | of our identity (a restart, a failover) | takes it at once, epoch + 1; the other run finds out with its next heartbeat |
 //! | of another identity | is refused, until that owner has shown no sign of life for `stale_after`, or with `force` |
 //!
@@ -146,6 +146,9 @@ pub(crate) struct Control {
     pub(crate) heartbeat_ms: u64,
     pub(crate) heartbeat_every_ms: u64,
     pub(crate) by: String,
+    /// Redis: the run of the server that this was written to. One that started again may have lost what it acknowledged.
+    #[serde(default)]
+    pub(crate) server: Option<String>,
 }
 
 impl Control {
@@ -157,7 +160,18 @@ impl Control {
             heartbeat_ms: now_ms(),
             heartbeat_every_ms: millis(ownership.heartbeat_every),
             by: ownership.by.clone(),
+            server: None,
         }
+    }
+
+    /// As one that goes on from nothing that was before.
+    pub(crate) fn begin_anew(&mut self) {
+        self.epoch = first_epoch();
+    }
+
+    /// Whether this was written to another run of the server, as far as both are known.
+    pub(crate) fn is_of_another_run(&self, server: Option<&str>) -> bool {
+        self.server.as_deref().zip(server).is_some_and(|(then, now)| then != now)
     }
 
     /// Whether this was written by the very run that holds this ownership.
@@ -171,10 +185,14 @@ impl Control {
     }
 
     pub(crate) fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
+        let mut json = serde_json::json!({
             "identity": self.identity, "nonce": self.nonce, "epoch": self.epoch,
             "heartbeat_ms": self.heartbeat_ms, "heartbeat_every_ms": self.heartbeat_every_ms, "by": self.by,
-        })
+        });
+        if let Some(server) = &self.server {
+            json["server"] = server.as_str().into();
+        }
+        json
     }
 }
 
@@ -189,7 +207,7 @@ impl Claim {
     /// `found` is the control document and its [`Control::state`].
     pub(crate) fn decide(&self, found: Option<(&Control, String)>) -> Decision {
         let Some((control, state)) = found else {
-            return Decision::Take(self.control(1));
+            return Decision::Take(self.control(first_epoch()));
         };
         let take = || Decision::Take(self.control(control.epoch.saturating_add(1)));
         if control.identity == self.identity || self.force {
@@ -221,8 +239,15 @@ impl Claim {
             heartbeat_ms: now_ms(),
             heartbeat_every_ms: millis(self.heartbeat_every),
             by: self.by.clone(),
+            server: None,
         }
     }
+}
+
+/// Not 1: whoever remembers the epoch of an earlier life must not take this one for its continuation, however many claims
+/// it takes until one is answered.
+fn first_epoch() -> u64 {
+    now_ms()
 }
 
 fn now_ms() -> u64 {
@@ -260,11 +285,21 @@ mod tests {
     #[test]
     fn free_and_our_own() {
         let first = taken(claim("a").decide(None)).unwrap();
-        assert_eq!((first.epoch, first.identity.as_str()), (1, "a"));
+        assert_eq!(first.identity, "a");
         let again = taken(claim("a").decide(Some((&first, "1".into())))).unwrap();
-        assert_eq!(again.epoch, 2);
+        assert_eq!(again.epoch, first.epoch + 1);
         let forced = Claim { force: true, ..claim("b") };
-        assert_eq!(taken(forced.decide(Some((&again, "2".into())))).unwrap().epoch, 3);
+        assert_eq!(taken(forced.decide(Some((&again, "2".into())))).unwrap().epoch, first.epoch + 2);
+    }
+
+    #[test]
+    fn another_life_of_a_target_is_no_continuation() {
+        let first = taken(claim("a").decide(None)).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        // Lost, and claimed anew; the answer is lost, and it is claimed once more.
+        let second = taken(claim("a").decide(None)).unwrap();
+        let third = taken(claim("a").decide(Some((&second, "1".into())))).unwrap();
+        assert!(third.epoch > first.epoch + 1, "{} {}", first.epoch, third.epoch);
     }
 
     #[test]
@@ -285,7 +320,7 @@ mod tests {
         assert!(watch(&mut ours, "2").is_none(), "a sign of life starts the wait anew");
         assert!(watch(&mut ours, "2").is_none());
         std::thread::sleep(Duration::from_millis(25));
-        assert_eq!(watch(&mut ours, "2").unwrap().epoch, 2);
+        assert_eq!(watch(&mut ours, "2").unwrap().epoch, theirs.epoch + 1);
     }
 
     #[test]

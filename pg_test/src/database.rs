@@ -48,10 +48,15 @@ pub struct Session {
 impl Session {
     /// Connects to a database of the server that the environment names, as its user or as `role`.
     pub fn try_connect(database: &str, role: Option<&str>) -> Result<Self, Refusal> {
+        Self::try_connect_at(variable("PGPORT").parse().expect("PGPORT is a number"), database, role)
+    }
+
+    /// As [`Session::try_connect`], to a server at another port.
+    pub fn try_connect_at(port: u16, database: &str, role: Option<&str>) -> Result<Self, Refusal> {
         let mut config = Config::new();
         config
             .host(&variable("PGHOST"))
-            .port(variable("PGPORT").parse().expect("PGPORT is a number"))
+            .port(port)
             .user(role.unwrap_or(&variable("PGUSER")))
             .dbname(database)
             .application_name("pg_test")
@@ -115,10 +120,20 @@ impl Session {
     }
 
     /// `COPY … FROM STDIN` with these lines.
+    pub fn try_copy_in(&mut self, sql: &str, lines: &str) -> Result<(), Refusal> {
+        let mut writer = self.client.copy_in(sql)?;
+        writer.write_all(lines.as_bytes()).map_err(|error| Refusal {
+            code: "08006".into(),
+            message: error.to_string(),
+            hint: String::new(),
+        })?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    /// As [`Session::try_copy_in`], for one that must succeed.
     pub fn copy_in(&mut self, sql: &str, lines: &str) {
-        let mut writer = self.client.copy_in(sql).unwrap_or_else(|error| panic!("{error}\nin: {sql}"));
-        writer.write_all(lines.as_bytes()).expect("COPY takes the lines");
-        writer.finish().unwrap_or_else(|error| panic!("{error}\nat the end of: {sql}"));
+        self.try_copy_in(sql, lines).unwrap_or_else(|error| panic!("{error}\nin: {sql}"));
     }
 
     /// The number of the server's process.

@@ -106,7 +106,11 @@ fn expected(db: &mut Session, sync: &Sync) -> Vec<Entry> {
         None if sync.options["document_column"] == true => "t.document".to_owned(),
         None => document.to_owned(),
     };
-    let columns = sync.address_columns.iter().map(|column| format!("t.{}::text", quoted(column)));
+    let columns = sync.address_columns.iter().map(|column| {
+        // Not a cast to text, which takes the blanks off a char(n).
+        let column = quoted(column);
+        format!("CASE WHEN t.{column} IS NOT NULL THEN format('%s', t.{column}) END")
+    });
     let columns = columns.collect::<Vec<_>>().join(", ");
     let rows = db.rows(&format!("SELECT {document}::text, to_json(ARRAY[{columns}])::text FROM {from} AS t"));
     let entries = rows.into_iter().map(|row| {

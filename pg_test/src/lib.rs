@@ -10,6 +10,9 @@
 //! cargo test -p pg_test --test e2e backfill -- --test-threads=1
 //! ```
 //!
+//! `tests/e2e` is what the extension does, `tests/faults` what it does while its targets, or PostgreSQL, fail: with a
+//! [`proxy`] before each target and an [`oracle`] that writes at random.
+//!
 //! `PG_TEST_SEED=N` repeats a run of the random tests, `PG_TEST_KEEP=1` leaves database, indices and keys in place.
 
 mod database;
@@ -17,7 +20,9 @@ mod engine;
 mod environment;
 mod invariant;
 mod keyspace;
+pub mod oracle;
 mod peers;
+pub mod proxy;
 mod random;
 pub mod readme;
 pub mod stack;

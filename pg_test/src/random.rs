@@ -16,6 +16,11 @@ impl Dice {
         Self { random: fastrand::Rng::with_seed(seed) }
     }
 
+    /// One that repeats the run of this seed.
+    pub fn with_seed(seed: u64) -> Self {
+        Self { random: fastrand::Rng::with_seed(seed) }
+    }
+
     /// Another generator, for another thread, that depends on the same seed.
     pub fn fork(&mut self) -> Self {
         Self { random: self.random.fork() }

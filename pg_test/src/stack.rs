@@ -27,6 +27,17 @@ pub fn crash(server: &str) {
     script("restart", &[server, "immediate"]);
 }
 
+/// As [`restart`], but the server's first process is killed as by the system, without a chance to do anything.
+pub fn kill(server: &str) {
+    let folder = std::env::var("STACK_DIR").expect("STACK_DIR is set, as stack/env prints it");
+    let file = Path::new(&folder).join("pid").join(server);
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let pid = text.split(' ').next().unwrap_or_default();
+    let killed = Command::new("kill").args(["-KILL", pid]).status().expect("kill can be run");
+    assert!(killed.success(), "cannot kill {server}, process {pid}");
+    script("restart", &[server]);
+}
+
 /// A server that is down for as long as this lives.
 ///
 /// Dropping it starts the server, so that a test which fails in between does not take the others with it.

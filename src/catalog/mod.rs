@@ -95,6 +95,8 @@ pub struct Sync {
     pub claimed: Option<String>,
     /// What somebody should know though the sync works.
     pub note: Option<String>,
+    /// What was known of the source when the worker looked last.
+    pub shape: Option<serde_json::Value>,
     pub relations: Vec<Relation>,
 }
 
@@ -137,7 +139,7 @@ impl Sync {
 }
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
-    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note";
+    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note, shape";
 
 fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
     let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
@@ -167,6 +169,7 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 layout: row.get(20)?,
                 claimed: row.get(21)?,
                 note: row.get(22)?,
+                shape: row.get::<JsonB>(23)?.map(|json| json.0),
                 relations: Vec::new(),
             });
         }

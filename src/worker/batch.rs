@@ -249,13 +249,29 @@ fn same_key(source: &Source, one: &[u8], other: &[u8]) -> bool {
     one != other && key(one) == key(other)
 }
 
+/// The addresses to read next. One that is known to be slow waits for all others, and is read alone.
+fn apart(pending: &mut Pending, slow: &FxHashSet<Vec<u8>>, limit: usize) -> Vec<Slot> {
+    let slots = pending.take(limit);
+    if slow.is_empty() {
+        return slots;
+    }
+    let (mut late, mut prompt): (Vec<Slot>, Vec<Slot>) =
+        slots.into_iter().partition(|&slot| slow.contains(pending.address(slot)));
+    if prompt.is_empty() && !late.is_empty() {
+        prompt.push(late.remove(0));
+    }
+    pending.put_back(&late);
+    prompt
+}
+
 /// Reads the rows of pending addresses: present → written, absent → deleted.
 pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Failed> {
     let version = clock.next()?;
     let bound = settings::batch_bytes().min(runner.flow.batch_bytes());
     let limit = limit(runner);
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
-    let slots = runner.pending.take(limit);
+    let slots = apart(&mut runner.pending, &runner.slow, limit);
+    runner.last_read = slots.len();
     let naming = runner.naming(source);
     let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
     let read = read_as_owner(runner.slot, &runner.sync, || {
@@ -323,11 +339,17 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                 runner.pending.mark(&address);
             }
             if !unknown.is_empty() {
-                // Of types that the key no longer has: whatever it stood for, a reconcile finds it.
-                super::cycle::want_phase(runner, Phase::Reconcile);
+                // Of types that the key no longer has: whatever it stood for, a reconcile finds it. Acknowledged first: what
+                // is being delivered when that begins is read once more.
                 for slot in unknown {
                     runner.pending.acknowledge(slot);
                 }
+                super::cycle::want_phase(runner, Phase::Reconcile);
+            }
+            if let [slot] = slots[..]
+                && !runner.slow.is_empty()
+            {
+                runner.slow.remove(runner.pending.address(slot));
             }
             learn(runner, mean);
             Ok(batches)
@@ -354,6 +376,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
         super::cycle::want_phase(runner, Phase::Reconcile);
         return Ok(Vec::new());
     }
+    runner.last_read = usize::MAX;
     let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
     let naming =
@@ -399,7 +422,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             for &(slot, before) in claimed.iter().rev() {
                 runner.pending.unclaim(slot, before);
             }
-            if failed.class() == Class::Data && to - from == 1 {
+            if (failed.class() == Class::Data || failed.timed_out()) && to - from == 1 {
                 return mark_block(runner, slice, from).map(|()| Vec::new());
             }
             if let Some(scan) = &mut runner.scan {

@@ -8,6 +8,7 @@ use super::pace::{Hold, Pace};
 use super::rotation::Rotation;
 use super::runner::{HEARTBEAT, Runner};
 use super::scan::{Ids, Scan};
+use super::shape::Shape;
 use super::shared::{self, Database};
 use super::store;
 use super::transaction::{Class, Failed, flush_wal, transaction};
@@ -39,6 +40,9 @@ const POLL_PAUSE: Duration = Duration::from_millis(1);
 const PUBLISH: Duration = Duration::from_millis(250);
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
 const SCAN_PENDING: usize = 20_000;
+
+/// Batches of changes between two of a scan, as long as there are changes.
+const CHANGES_FIRST: u32 = 3;
 
 /// What a job was sent for.
 pub enum Task {
@@ -153,6 +157,7 @@ impl Worker {
             syncs.iter().flat_map(|sync| sync.relations.iter().map(|relation| (relation.source, relation.id, sync.id)));
         self.relations = related.clone().map(|(_, relation, sync)| (relation, sync)).collect();
         super::process::watch(syncs.iter().map(|sync| sync.source).chain(related.map(|(source, ..)| source)));
+        super::process::watch_also(self.runners.values().flat_map(|runner| runner.tables.iter().copied()));
         for sync in syncs {
             match self.runners.get_mut(&sync.id) {
                 Some(runner) => adapt(runner, sync),
@@ -215,7 +220,8 @@ impl Worker {
                 self.channels.clear();
             }
             worked |= self.poll();
-            // After the poll: what it found may have been written with the columns of now.
+            // After the poll: what it found may have been written with the columns of now, and it takes the tickets of
+            // waiters, to whom what was altered before must be known.
             if super::process::sources_changed() {
                 for runner in self.runners.values_mut() {
                     runner.source = None;
@@ -574,17 +580,18 @@ impl Worker {
             if !runner.pending.has_queued() && !runner.pending.has_related() && runner.stored > 0 {
                 refill(runner);
             }
-            let from_scan = if runner.pending.has_queued() {
-                false
-            } else if runner.scan.is_some() && runner.pending.len() < SCAN_PENDING {
-                true
-            } else {
-                return worked;
-            };
+            let queued = runner.pending.has_queued();
+            let scanning = runner.scan.is_some() && runner.pending.len() < SCAN_PENDING;
+            // Changes first; but where they never end, the scan must end all the same.
+            let mut from_scan = scanning && (!queued || runner.since_scan >= CHANGES_FIRST);
             if from_scan && !self.scan_may_read(id) {
+                from_scan = false;
+            }
+            if !from_scan && !queued {
                 return worked;
             }
             let Some(runner) = self.runners.get_mut(&id) else { return worked };
+            runner.since_scan = if from_scan { 0 } else { runner.since_scan.saturating_add(1) };
             let built = if from_scan {
                 batch::from_scan(runner, &mut self.clock)
             } else {
@@ -629,10 +636,24 @@ impl Worker {
     /// Rows could not be read: by class (DESIGN, decision 10).
     fn reading_failed(&mut self, id: i32, failed: &Failed) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
+        // Of a scan, whose next slice has fewer blocks, down to one whose rows are then read one by one.
+        let scanned = runner.last_read == usize::MAX;
         match failed.class() {
             Class::Blocked => {
                 runner.source = None;
                 runner.block(&format!("the source cannot be read: {failed}"));
+            }
+            // Which row it is that takes so long is found as one is that fails.
+            Class::Transient if failed.timed_out() => {
+                runner.slot.set_error(&format!("rows cannot be read in time: {failed}"));
+                if runner.last_read > 1 && runner.batch_limit > 1 {
+                    let limit = runner.batch_limit.min(settings::batch_documents()).min(runner.last_read);
+                    runner.batch_limit = (limit / 2).max(1);
+                } else if scanned {
+                    runner.back_off(&format!("rows cannot be read in time: {failed}"));
+                } else {
+                    outcome::too_slow(runner);
+                }
             }
             Class::Transient => {
                 // What it reads may be of other types by now.
@@ -644,6 +665,8 @@ impl Worker {
                     let limit = runner.batch_limit.min(settings::batch_documents());
                     runner.batch_limit = (limit / 2).max(1);
                     runner.slot.set_error(&format!("a row cannot be read: {failed}"));
+                } else if scanned {
+                    runner.back_off(&format!("a row cannot be read: {failed}"));
                 } else {
                     outcome::unreadable(self, id, failed);
                 }
@@ -826,6 +849,7 @@ fn begin_wanted(runner: &mut Runner, now: Instant) -> bool {
     runner.wanted = None;
     runner.pending.spill();
     runner.pending.forget_stored();
+    runner.pending.mark_in_flight();
     runner.stored = 0;
     runner.stored_after.clear();
     runner.alarmed = false;
@@ -929,9 +953,10 @@ fn resolve(runner: &mut Runner) -> bool {
             let related = related.collect::<Result<_, Unreadable>>()?;
             Ok::<_, Unreadable>((source, plans, related))
         })
+        .map(|resolved| (resolved, Shape::read(&sync)))
     });
     match resolved {
-        Ok(Ok((source, plans, related))) => {
+        Ok(Ok(((source, plans, related), shape))) => {
             runner.related = related;
             runner.source_changed = true;
             if !super::fan_out::check_direct(runner, &source) {
@@ -941,21 +966,32 @@ fn resolve(runner: &mut Runner) -> bool {
                 return false;
             }
             let layout = i64::from(source.layout.signature);
-            if runner.sync.layout != Some(layout) {
-                if runner.sync.layout.is_some() {
-                    pgrx::log!("pg_fanout: the key of sync \"{}\" has other types now; it is reconciled", sync.name);
-                    want_phase(runner, Phase::Reconcile);
-                    if runner.wanted.is_some() {
-                        return false;
-                    }
+            runner.tables = shape.tables().collect();
+            super::process::watch_also(runner.tables.iter().copied());
+            if shape.is_uncaptured() {
+                let why = "changes of the source are not captured: the trigger that belongs to the sync is disabled or missing";
+                pgrx::warning!("pg_fanout: sync \"{}\": {why}", sync.name);
+                runner.slot.set_error(why);
+            }
+            let retyped = sync.layout.is_some_and(|known| known != layout).then_some("its key has other types");
+            let altered = sync.shape.as_ref().and_then(|before| shape.change(before));
+            if let Some(why) = retyped.or(altered) {
+                pgrx::log!("pg_fanout: the source of sync \"{}\" was altered ({why}); it is reconciled", sync.name);
+                want_phase(runner, Phase::Reconcile);
+                if runner.wanted.is_some() {
+                    // Not noted yet; what it follows from must not be noted before.
+                    return false;
                 }
-                // Only now: what comes after a crash must see the difference, unless it is reconciled anyway.
-                let id = runner.sync.id;
-                if let Err(failed) = transaction(|| store::set_layout(id, layout)) {
+            }
+            let shape = Some(shape.to_json());
+            if sync.layout != Some(layout) || sync.shape != shape {
+                let (id, noted) = (sync.id, shape.clone().unwrap_or_default());
+                if let Err(failed) = transaction(|| store::set_source(id, layout, noted)) {
                     runner.back_off(&failed.to_string());
                     return false;
                 }
                 runner.sync.layout = Some(layout);
+                runner.sync.shape = shape;
             }
             runner.source = Some((source, Some(plans)));
             true

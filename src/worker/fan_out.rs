@@ -90,8 +90,9 @@ pub fn step(runner: &mut Runner) -> bool {
 /// All documents are delivered anew, since it is not known which.
 fn everything(runner: &mut Runner, slots: &[super::pending::Slot], why: &str) {
     pgrx::log!("pg_fanout: sync \"{}\" is reconciled: {why}", runner.sync.name);
-    want_phase(runner, Phase::Reconcile);
+    // Acknowledged first: what is being delivered when a reconcile begins is looked up once more.
     outcome::acknowledge(runner, slots);
+    want_phase(runner, Phase::Reconcile);
 }
 
 /// A relation whose columns were captured as addresses of the sync, and that are of other types than its key by now, is one

@@ -15,6 +15,7 @@ mod reading;
 mod rotation;
 mod runner;
 pub mod scan;
+mod shape;
 pub mod shared;
 mod signals;
 pub mod store;

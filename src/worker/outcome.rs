@@ -1,12 +1,13 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
-use super::cycle::{Task, Worker};
+use super::cycle::{Task, Worker, want_phase};
 use super::pending::Slot;
 use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
 use super::scan::Ids;
 use super::store::{self, DeadLetter};
 use super::transaction::{Failed, transaction};
+use crate::catalog::Phase;
 use crate::settings;
 use delivery::bulk::BulkOutcome;
 use delivery::error::RetryClass;
@@ -16,6 +17,12 @@ use std::time::{Duration, Instant};
 
 /// How long a document waits that its target asked patience for: between these, growing with the attempts.
 const ITEM_RETRY: (u64, u64) = (50, 10_000);
+
+/// Seconds before a row is tried again that could not be read in time.
+const SLOW_RETRY: (u64, u64) = (1, 300);
+
+/// How long, in milliseconds, other documents wait at most when all of a batch were asked for patience.
+const PAUSE: u64 = 1000;
 
 /// What one document's outcome means, whichever the target.
 enum Verdict {
@@ -108,6 +115,7 @@ pub fn take(worker: &mut Worker, report: Report) {
                     Err(error) => {
                         if error.kind() == delivery::ErrorKind::NotFound && matches!(runner.target, Target::Ready) {
                             runner.target = Target::Claimed;
+                            want_phase(runner, Phase::Reconcile);
                         }
                         let epoch = runner.pending.next_epoch(super::shared::now());
                         runner.waits.push_front((ticket, epoch));
@@ -181,9 +189,10 @@ fn settle(
                 shared_add(&runner.slot.retried, 1);
             }
             Verdict::Retry { status, reason } => {
-                let attempts = runner.pending.retry(slot, Some(now + Duration::from_millis(ITEM_RETRY.0)));
-                let delay = (ITEM_RETRY.0 << attempts.min(10)).min(ITEM_RETRY.1);
-                overloaded = Some((format!("{}: {reason}", status.unwrap_or(0)), delay));
+                let delay = (ITEM_RETRY.0 << runner.pending.attempts(slot).min(10)).min(ITEM_RETRY.1);
+                runner.pending.retry(slot, Some(now + Duration::from_millis(delay)));
+                let shortest = overloaded.as_ref().map_or(delay, |&(_, other): &(_, u64)| delay.min(other));
+                overloaded = Some((format!("{}: {reason}", status.unwrap_or(0)), shortest));
                 if matches!(status, Some(401 | 403)) {
                     denied = Some(reason);
                 }
@@ -208,15 +217,20 @@ fn settle(
     }
     if missing && matches!(runner.target, Target::Ready) {
         runner.target = Target::Claimed;
+        // Noted before it is made again: the reply to that may be lost, and then the index looks like one that is filled.
+        want_phase(runner, Phase::Reconcile);
         runner.slot.set_error("the index is gone; it is made and filled again");
     }
     if let Some(reason) = denied {
         runner.block(&reason);
-    } else if let Some((reason, _)) = overloaded {
+    } else if let Some((reason, delay)) = overloaded {
         runner.flow.on_overloaded();
         runner.slot.set_error(&reason);
         if done.is_empty() {
-            runner.back_off(&reason);
+            // Not for as long as the sync backs off: it may be a few documents whose shard is away, and each of them waits
+            // longer every time. The others shall not.
+            runner.failing = true;
+            runner.not_before = Some(now + Duration::from_millis(delay.min(PAUSE)));
         }
     } else if clean {
         runner.succeed();
@@ -371,6 +385,20 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
     if let Some(runner) = worker.runners.get_mut(&id) {
         runner.batch_limit = 2;
     }
+}
+
+/// One row alone takes longer to read than fanout.read_timeout: tried again, less and less often, and the others go on.
+pub fn too_slow(runner: &mut Runner) {
+    let slots = runner.pending.take(1);
+    if slots.is_empty() {
+        runner.back_off("rows cannot be read within fanout.read_timeout");
+    }
+    for slot in slots {
+        let delay = (SLOW_RETRY.0 << runner.pending.attempts(slot).min(10)).min(SLOW_RETRY.1);
+        runner.slow.insert(runner.pending.address(slot).to_vec());
+        runner.pending.retry(slot, Some(Instant::now() + Duration::from_secs(delay)));
+    }
+    runner.batch_limit = usize::MAX;
 }
 
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.

@@ -128,6 +128,11 @@ impl Pending {
         &self.entries[slot as usize].address
     }
 
+    /// How often the delivery under way was tried before.
+    pub fn attempts(&self, slot: Slot) -> u32 {
+        self.entries[slot as usize].attempts
+    }
+
     fn find(&self, address: &[u8]) -> Option<Slot> {
         self.index.find(hash(address), |&slot| &*self.entries[slot as usize].address == address).copied()
     }
@@ -336,6 +341,20 @@ impl Pending {
         }
     }
 
+    /// Marks all that is being delivered: what was read may be gone already, and a listing of the target's ids that is
+    /// made before it arrives there does not know it.
+    pub fn mark_in_flight(&mut self) {
+        let epoch = self.epoch;
+        let mut marked = 0;
+        for entry in &mut self.entries {
+            if let State::InFlight { again: again @ None } = &mut entry.state {
+                *again = Some(epoch);
+                marked += 1;
+            }
+        }
+        self.count(epoch, marked);
+    }
+
     /// The table of stored addresses was emptied.
     pub fn forget_stored(&mut self) {
         for entry in &mut self.entries {
@@ -514,6 +533,10 @@ mod tests {
                             spilled.remove(&key);
                             prop_assert!(!pending.is_done(epoch));
                         }
+                    }
+                    7 if key == 1 => {
+                        pending.mark_in_flight();
+                        dirty.extend(reading.values().copied());
                     }
                     _ => {
                         pending.wake_delayed(now);

@@ -81,6 +81,11 @@ pub fn watch(sources: impl Iterator<Item = pg_sys::Oid>) {
     });
 }
 
+/// As [`watch`], beside those that are watched already.
+pub fn watch_also(tables: impl Iterator<Item = pg_sys::Oid>) {
+    WATCHED.with_borrow_mut(|watched| watched.extend(tables));
+}
+
 /// True, once, if some source was altered.
 pub fn sources_changed() -> bool {
     SOURCES_CHANGED.replace(false)

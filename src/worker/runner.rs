@@ -44,6 +44,8 @@ pub struct Runner {
     pub related: FxHashMap<i32, Related>,
     /// Rows of a related table that are looked up at a time: falls when that takes too long.
     pub related_limit: usize,
+    /// The tables that the source consists of: what alters them matters.
+    pub tables: Vec<pgrx::pg_sys::Oid>,
     pub template: Option<KeyTemplate>,
     /// What decides on a document's shard instead of its id.
     pub routing: Option<KeyTemplate>,
@@ -92,6 +94,12 @@ pub struct Runner {
     pub batch_limit: usize,
     /// Bytes of a document, a moving mean; 0 if none was seen.
     pub mean_bytes: usize,
+    /// Batches of changes since the last one of a scan.
+    pub since_scan: u32,
+    /// Rows asked for in the last reading of pending addresses; all of a scan's count as many.
+    pub last_read: usize,
+    /// Addresses whose row alone took longer than fanout.read_timeout: read apart, when nothing else is to be read.
+    pub slow: FxHashSet<Vec<u8>>,
     /// Addresses with a dead letter.
     pub dead: FxHashSet<Vec<u8>>,
     /// Rejected, and the old document is to go: on_reject = delete.
@@ -126,6 +134,7 @@ impl Runner {
             routing,
             slot,
             source: None,
+            tables: Vec::new(),
             related: FxHashMap::default(),
             related_limit: usize::MAX,
             senders: None,
@@ -160,6 +169,9 @@ impl Runner {
             quarantined: false,
             batch_limit: usize::MAX,
             mean_bytes: 0,
+            since_scan: 0,
+            last_read: usize::MAX,
+            slow: FxHashSet::default(),
             dead: FxHashSet::default(),
             delete_instead: FxHashSet::default(),
             stored: 0,

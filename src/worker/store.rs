@@ -16,9 +16,10 @@ pub fn set_phase(sync: &Sync, phase: Phase, rows: Option<i64>) -> bool {
     run(sql, &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()]) == 1
 }
 
-/// Notes of what types the addresses are that may be pending.
-pub fn set_layout(sync: i32, layout: i64) {
-    run("UPDATE fanout.sync SET layout = $2 WHERE sync_id = $1", &[sync.into(), layout.into()]);
+/// Notes of what types the addresses are that may be pending, and what the source looks like.
+pub fn set_source(sync: i32, layout: i64, shape: serde_json::Value) {
+    let sql = "UPDATE fanout.sync SET layout = $2, shape = $3 WHERE sync_id = $1";
+    run(sql, &[sync.into(), layout.into(), pgrx::JsonB(shape).into()]);
 }
 
 /// Notes of what types the captured columns of a relation are.

@@ -95,7 +95,13 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             match task {
                 // A heartbeat that got lost is no reason to stop: the next one, or a claim, tells.
                 Task::Heartbeat => runner.target = Target::Unknown,
-                Task::EnsureIndex | Task::SwapAlias(_) => runner.target = Target::Claimed,
+                Task::EnsureIndex | Task::SwapAlias(_) => {
+                    runner.target = Target::Claimed;
+                    if matches!(task, Task::EnsureIndex) && error.outcome_unknown() {
+                        // If this made it, it is empty, and will look like one that is filled.
+                        want_phase(runner, Phase::Reconcile);
+                    }
+                }
                 _ => runner.target = Target::Unknown,
             }
             fail(runner, &error);

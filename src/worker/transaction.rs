@@ -25,6 +25,11 @@ pub enum Class {
 }
 
 impl Failed {
+    /// True if the time for a statement was over: one slow row is enough for that.
+    pub fn timed_out(&self) -> bool {
+        self.sqlstate == "57014"
+    }
+
     /// See [`Class`]. Errors are not absence: what is not known to be the data's fault is never held against a row.
     pub fn class(&self) -> Class {
         match &self.sqlstate[..2] {

@@ -24,7 +24,8 @@ struct Answer {
     took: u64,
     #[serde(default)]
     timed_out: bool,
-    #[serde(rename = "_shards", default)]
+    // Every answer to a search has it: without it this is something else, and no empty result.
+    #[serde(rename = "_shards")]
     shards: Shards,
     #[serde(default)]
     hits: Hits,
@@ -107,6 +108,46 @@ fn search_response(body: &[u8]) -> Result<SearchResponse> {
     })
 }
 
+/// Ids, their routings, and the cursor.
+type Ids = (Vec<String>, Vec<Option<String>>, Option<String>);
+
+/// What a page of [`Engine::scan_ids`] holds.
+fn id_page(body: &[u8]) -> Result<Ids> {
+    #[derive(Deserialize)]
+    struct Page<'a> {
+        #[serde(rename = "_scroll_id")]
+        scroll_id: Option<String>,
+        #[serde(default)]
+        timed_out: bool,
+        #[serde(rename = "_shards")]
+        shards: Shards,
+        #[serde(borrow, default)]
+        hits: PageHits<'a>,
+    }
+    #[derive(Deserialize, Default)]
+    struct PageHits<'a> {
+        #[serde(borrow, default)]
+        hits: Vec<IdHit<'a>>,
+    }
+    #[derive(Deserialize)]
+    struct IdHit<'a> {
+        #[serde(rename = "_id", borrow)]
+        id: Cow<'a, str>,
+        #[serde(rename = "_routing", borrow)]
+        routing: Option<Cow<'a, str>>,
+    }
+    let page: Page<'_> = serde_json::from_slice(body).map_err(|error| {
+        Error::new(ErrorKind::Protocol, "the search engine's page of ids is not understood").with_source(error)
+    })?;
+    // A list with holes would look as if documents were gone, and one that is no list as if there were none.
+    if page.timed_out || page.shards.failed > 0 || page.shards.total == 0 {
+        return Err(Error::new(ErrorKind::Incomplete, "not all shards gave their ids"));
+    }
+    let (ids, routings) =
+        page.hits.hits.into_iter().map(|hit| (hit.id.into_owned(), hit.routing.map(Cow::into_owned))).unzip();
+    Ok((ids, routings, page.scroll_id))
+}
+
 impl Engine {
     /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A failed shard, a time-out within the
     /// engine or a missing index is an error, never a shorter answer. `timeout` bounds the request in place of the
@@ -181,29 +222,6 @@ impl Engine {
     /// snapshot of it: a document that was written but is not searchable yet must not be missed. It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
     /// `size` is at most 10,000.
     pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
-        #[derive(Deserialize)]
-        struct Page<'a> {
-            #[serde(rename = "_scroll_id")]
-            scroll_id: Option<String>,
-            #[serde(default)]
-            timed_out: bool,
-            #[serde(rename = "_shards", default)]
-            shards: Shards,
-            #[serde(borrow, default)]
-            hits: PageHits<'a>,
-        }
-        #[derive(Deserialize, Default)]
-        struct PageHits<'a> {
-            #[serde(borrow, default)]
-            hits: Vec<IdHit<'a>>,
-        }
-        #[derive(Deserialize)]
-        struct IdHit<'a> {
-            #[serde(rename = "_id", borrow)]
-            id: Cow<'a, str>,
-            #[serde(rename = "_routing", borrow)]
-            routing: Option<Cow<'a, str>>,
-        }
         const FILTER: &str =
             "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id,hits.hits._routing";
         let reply = match cursor {
@@ -223,21 +241,15 @@ impl Engine {
                 self.http.ask(&Request::new(Method::POST, &path).json(&body))?
             }
         };
-        let page: Page<'_> = parsed(&reply)?;
-        // A list with holes would look as if documents were gone.
-        if page.timed_out || page.shards.failed > 0 {
-            return Err(Error::new(ErrorKind::Incomplete, "not all shards gave their ids"));
-        }
-        let (ids, routings): (Vec<String>, Vec<Option<String>>) =
-            page.hits.hits.into_iter().map(|hit| (hit.id.into_owned(), hit.routing.map(Cow::into_owned))).unzip();
+        let (ids, routings, scroll_id) = id_page(&reply.body)?;
         if ids.is_empty() {
-            if let Some(cursor) = page.scroll_id.as_deref().or(cursor) {
+            if let Some(cursor) = scroll_id.as_deref().or(cursor) {
                 // It would expire by itself: not worth failing a complete scan for.
                 let _ = self.close_scan(cursor);
             }
             return Ok(IdPage { ids, routings, cursor: None });
         }
-        let cursor = page.scroll_id.or_else(|| cursor.map(str::to_owned));
+        let cursor = scroll_id.or_else(|| cursor.map(str::to_owned));
         if cursor.is_none() {
             return Err(Error::new(ErrorKind::Protocol, "a page of ids came without a scroll id"));
         }
@@ -300,6 +312,8 @@ fn closed(result: Result<Reply>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -325,6 +339,47 @@ mod tests {
         ] {
             assert_eq!(search_response(body.as_bytes()).unwrap_err().kind(), ErrorKind::Incomplete);
         }
-        assert_eq!(search_response(b"[]x").unwrap_err().kind(), ErrorKind::Protocol);
+        for body in ["[]x", "{}", r#"{"took":1,"hits":{"hits":[]}}"#, r#"{"error":"x"}"#] {
+            assert_eq!(search_response(body.as_bytes()).unwrap_err().kind(), ErrorKind::Protocol, "{body}");
+            assert_eq!(id_page(body.as_bytes()).unwrap_err().kind(), ErrorKind::Protocol, "{body}");
+        }
+        let no_shard = br#"{"_scroll_id":"s","_shards":{"total":0,"failed":0}}"#;
+        assert_eq!(id_page(no_shard).unwrap_err().kind(), ErrorKind::Incomplete);
+        let last = br#"{"_scroll_id":"s","timed_out":false,"_shards":{"total":1,"failed":0}}"#;
+        assert_eq!(id_page(last).unwrap(), (Vec::new(), Vec::new(), Some("s".into())));
+    }
+
+    /// A reply as the engines give it, with a few bytes changed, left out or doubled.
+    fn damaged(reply: &'static [u8]) -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec((0..reply.len(), 0u8..4, any::<u8>()), 0..5).prop_map(move |damages| {
+            let mut bytes = reply.to_vec();
+            for (at, kind, byte) in damages {
+                let at = at.min(bytes.len() - 1);
+                match kind {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, b"{}[]\",:0"[usize::from(byte) % 8]),
+                    2 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at + 1),
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_reply_is_an_answer_or_an_error(reply in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = search_response(&reply);
+            let _ = id_page(&reply);
+        }
+
+        #[test]
+        fn a_damaged_reply_is_an_answer_or_an_error(
+            reply in damaged(br#"{"took":3,"timed_out":false,"_shards":{"total":1,"failed":0},"_scroll_id":"p",
+                "hits":{"total":{"value":10,"relation":"eq"},"hits":[{"_index":"i","_id":"a","_score":1.5,"sort":[1]}]}}"#)
+        ) {
+            let _ = search_response(&reply);
+            let _ = id_page(&reply);
+        }
     }
 }

@@ -204,24 +204,10 @@ pub(super) fn is_denied(code: &str) -> bool {
     matches!(code, "NOAUTH" | "NOPERM" | "WRONGPASS")
 }
 
-/// Refusals that pass, with the codes that Redis gives them.
+/// Whether a refusal says nothing of the key or value. Out of memory, read only, loading, moved, busy, and whatever code
+/// another Redis or a proxy before it may have: only these two can be the document's own fault.
 pub(super) fn is_passing(code: &str) -> bool {
-    matches!(
-        code,
-        "OOM"
-            | "READONLY"
-            | "LOADING"
-            | "MOVED"
-            | "ASK"
-            | "CLUSTERDOWN"
-            | "TRYAGAIN"
-            | "BUSY"
-            | "MASTERDOWN"
-            | "NOREPLICAS"
-            | "MISCONF"
-            | "UNKILLABLE"
-            | "EXECABORT"
-    )
+    !matches!(code, "ERR" | "WRONGTYPE")
 }
 
 pub(super) fn text(error: &ServerError) -> String {
@@ -329,6 +315,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_the_documents_own_fault_is_for_good() {
+        for code in ["OOM", "READONLY", "LOADING", "MOVED", "NOSCRIPT", "MISCONF", "MASTERDOWN", "SOMETHINGNEW"] {
+            let mut batch = RedisBatch::new();
+            batch.push_set(0, "a", b"", None);
+            let outcomes = batch.read_outcomes(replies(&format!("-{code} why\r\n"))).unwrap();
+            assert!(matches!(outcomes[0].1, RedisOutcome::Retry { .. }), "{code}");
+        }
+    }
+
+    #[test]
     fn a_missing_right_blocks_the_batch() {
         let mut batch = RedisBatch::new();
         batch.push_set(0, "a", b"", None);
@@ -348,6 +344,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_bytes_are_outcomes_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..60), at in 0usize..40) {
+            let well = b"+OK\r\n:0\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n+QUEUED\r\n*3\r\n:1\r\n:2\r\n:1\r\n";
+            // Within good replies too: that is where a parser is in the middle of something.
+            let spliced = [&well[..at], &bytes, &well[at..]].concat();
+            for input in [bytes, spliced] {
+                let mut parser = redis::Parser::new();
+                let mut input = std::io::Cursor::new(input);
+                let next = move || {
+                    parser.parse_value(&mut input).map_err(|_| Error::new(ErrorKind::ConnectionLost, "no more"))
+                };
+                let _ = three().read_outcomes(next);
+            }
+        }
+
         #[test]
         fn any_replies_are_outcomes_or_an_error(text in "([+:$*\\-][a-zA-Z0-9]{0,3}\r\n|.){0,12}") {
             let _ = three().read_outcomes(replies(&text));

@@ -20,7 +20,13 @@ impl RedisTarget {
                     self.unwatch()?;
                     return Ok(outcome);
                 }
-                Decision::Take(control) => {
+                Decision::Take(mut control) => {
+                    let run = self.run_id();
+                    if found.is_some_and(|(found, _)| found.is_of_another_run(run.as_deref())) {
+                        // It may have come back with less than it had: this is no going on.
+                        control.begin_anew();
+                    }
+                    control.server = run;
                     let text = control.to_json().to_string();
                     if self.exec_control(&claim.target, Some(&text))? {
                         return Ok(ClaimOutcome::Owned(Ownership::new(claim, control.epoch, Fence::Text(text))));
@@ -32,18 +38,27 @@ impl RedisTarget {
     }
 
     /// Renews an ownership. A control key that is gone (evicted, flushed, a restart without persistence) is reported as
-    /// superseded by nobody: what else is gone is not known, so the caller claims anew and fills the keyspace again.
+    /// superseded by nobody: what else is gone is not known, so the caller claims anew and fills the keyspace again. So is
+    /// one that was written to an earlier run of the server, which may have come back with an older snapshot.
     pub fn heartbeat(&mut self, ownership: &Ownership) -> Result<Heartbeat> {
         for _ in 0..ATTEMPTS {
             match self.watch_control(&ownership.target)? {
-                Some((control, _)) if control.is_of(ownership) => {}
+                Some((control, _)) if control.is_of(ownership) => {
+                    if control.is_of_another_run(self.run_id().as_deref()) {
+                        if self.exec_control(&ownership.target, None)? {
+                            return Ok(Heartbeat::Superseded { by: String::new() });
+                        }
+                        continue;
+                    }
+                }
                 found => {
                     self.unwatch()?;
                     let by = found.map_or_else(String::new, |(control, _)| control.by);
                     return Ok(Heartbeat::Superseded { by });
                 }
             }
-            let text = Control::renewed(ownership).to_json().to_string();
+            let control = Control { server: self.run_id(), ..Control::renewed(ownership) };
+            let text = control.to_json().to_string();
             if self.exec_control(&ownership.target, Some(&text))? {
                 return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
             }

@@ -240,6 +240,11 @@ impl RedisTarget {
         Ok(connection)
     }
 
+    /// Which run of the server this connection is to, if we may know it.
+    fn run_id(&self) -> Option<String> {
+        self.last.as_ref().map(|(run_id, _)| run_id.clone())
+    }
+
     /// The id of this connection at the server, if we may know it.
     #[doc(hidden)]
     pub fn client_id(&self) -> Option<i64> {

@@ -1,0 +1,120 @@
+//! More changes than a worker keeps for a target that is away, and transactions that are open for long.
+
+use crate::proxied::{Proxies, Setting, in_step_again};
+use crate::tables::products;
+use pg_test::{Engine, World, assert_in_step, eventually, eventually_ok};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_backlog_past_its_bound_is_reconciled_by_itself() {
+    let mut world = World::alone("backlog");
+    let proxies = Proxies::before(&mut world);
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "1000");
+    let _backlog = Setting::set(&mut world, "fanout.backlog_keys", "5000");
+    products(&mut world, 2000);
+    let away = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    assert_in_step(&mut world, &away);
+    assert_in_step(&mut world, &cache);
+    let log = ServerLog::here();
+    proxies.opensearch.plan(|_| pg_test::proxy::Fault::Reset);
+    proxies.opensearch.refuse(true);
+    let begun = Instant::now();
+    world.db.exec("UPDATE product SET price = 1 WHERE id <= 1500");
+    world.db.exec("INSERT INTO product (id, name) SELECT i, 'n' FROM generate_series(10001, 12600) AS i");
+    eventually("the alarm is given before the bound", Duration::from_secs(30), || {
+        log.has(&format!("sync \"{away}\" has "), "fanout.backlog_keys")
+    });
+    assert!(!log.has(&format!("sync \"{away}\" has more than"), ""), "the alarm came too late");
+    world.db.exec("DELETE FROM product WHERE id % 3 = 0");
+    for n in 0..20 {
+        world.db.exec(&format!(
+            "INSERT INTO product (id, name) SELECT i, 'n' FROM generate_series({}, {}) AS i",
+            20_000 + n * 500,
+            20_499 + n * 500
+        ));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "writers waited");
+    // Said, and noted durably; the other sync goes on.
+    eventually("past the bound it is said", Duration::from_secs(30), || {
+        log.has(&format!("sync \"{away}\" has more than 5000"), "it will be reconciled")
+    });
+    let phase = format!("SELECT phase FROM fanout.sync WHERE name = '{away}'");
+    eventually("it is noted", Duration::from_secs(30), || world.db.value(&phase) == "reconcile");
+    assert_in_step(&mut world, &cache);
+    proxies.calm();
+    in_step_again(&mut world, &away);
+    assert_eq!(world.db.value(&phase), "live");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
+}
+
+#[test]
+fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
+    let mut world = World::alone("old_transaction");
+    let _size = Setting::set(&mut world, "fanout.segment_size", "128kB");
+    products(&mut world, 1000);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    let mut old = world.connect();
+    old.exec("BEGIN; UPDATE product SET name = 'of the old transaction' WHERE id = 1");
+    // Its xid, and a spilled part of its changes, are there first; a reader holds a snapshot beside it.
+    let mut reader = world.connect();
+    reader.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM product");
+    let most = "SELECT sum(pg_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                WHERE nspname = 'fanout' AND relname ~ '^journal_[0-9]'";
+    let mut largest = 0u64;
+    let mut session = world.connect();
+    let rounds = if crate::minutes().is_some() { 20 } else { 4 };
+    for round in 0..rounds {
+        session.exec(&format!(
+            "DO $$ BEGIN FOR i IN 1..5000 LOOP
+                 UPDATE product SET price = {round} + i WHERE id = 2 + (i * 7 + {round}) % 990; COMMIT;
+             END LOOP; END $$"
+        ));
+        world.wait(&sync);
+        largest = largest.max(world.db.value(most).parse().expect("a number"));
+    }
+    // 100,000 transactions in the long form, of 48 bytes at least, in segments of 128 kB.
+    assert!(largest < 3_000_000, "the journal grew to {largest} bytes");
+    let key = format!("{}1", world.key_prefix("product"));
+    let name = |key: &str| pg_test::Keyspace::open().get(key).unwrap_or_default();
+    assert!(!name(&key).contains("of the old transaction"));
+    old.exec("COMMIT");
+    eventually_ok("its own change arrives", Duration::from_secs(20), || {
+        let now = name(&key);
+        if now.contains("of the old transaction") { Ok(()) } else { Err(now) }
+    });
+    reader.exec("COMMIT");
+    assert_in_step(&mut world, &sync);
+    eventually("the journal is small again", Duration::from_secs(30), || {
+        world.db.exec("UPDATE product SET price = price WHERE id = 5");
+        world.db.value(most).parse::<u64>().expect("a number") < 1_000_000
+    });
+}
+
+/// What PostgreSQL writes to its log from now on.
+pub struct ServerLog {
+    path: String,
+    from: usize,
+}
+
+impl ServerLog {
+    /// From here on.
+    pub fn here() -> Self {
+        let folder = std::env::var("STACK_DIR").expect("STACK_DIR is set, as stack/env prints it");
+        let path = format!("{folder}/log/postgres.log");
+        let from = std::fs::metadata(&path).unwrap_or_else(|error| panic!("{path}: {error}")).len() as usize;
+        Self { path, from }
+    }
+
+    /// What was written since.
+    pub fn text(&self) -> String {
+        let bytes = std::fs::read(&self.path).expect("the server's log");
+        String::from_utf8_lossy(bytes.get(self.from..).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether a line has both texts in it.
+    pub fn has(&self, one: &str, other: &str) -> bool {
+        self.text().lines().any(|line| line.contains(one) && line.contains(other))
+    }
+}

@@ -1,0 +1,183 @@
+//! Faults at random while an oracle writes; in the end everything must be in step.
+
+use crate::proxied::{Proxies, in_step_again};
+use pg_test::oracle::{self, Oracle};
+use pg_test::proxy::{Fault, Item, Request};
+use pg_test::{Dice, Engine, World, stack};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The seed of the first storm.
+fn seed() -> u64 {
+    std::env::var("FAULTS_SEED")
+        .map_or_else(|_| fastrand::u64(..1 << 40), |text| text.parse().expect("FAULTS_SEED is a number"))
+}
+
+/// One seed after the other until the time is over; each prints a line.
+#[test]
+fn random_faults_end_in_step() {
+    let (first, begun) = (seed(), Instant::now());
+    let limit = Duration::from_secs_f64(crate::minutes().unwrap_or(0.0) * 60.0);
+    for number in 0.. {
+        storm(first + number);
+        if begun.elapsed() > limit {
+            break;
+        }
+    }
+}
+
+fn storm(seed: u64) {
+    let begun = Instant::now();
+    eprintln!("storm: repeat with FAULTS_SEED={seed}");
+    let mut dice = Dice::with_seed(seed);
+    let mut world = World::alone(&format!("storm_{seed}"));
+    let proxies = Proxies::before(&mut world);
+    oracle::tables(&mut world);
+    let mut syncs = Vec::new();
+    for table in ["item", "shared"] {
+        syncs.push(world.index_table(table, &Engine::opensearch(), &format!(", name => '{table}_os'")));
+        syncs.push(world.index_table(table, &Engine::elasticsearch(), &format!(", name => '{table}_es'")));
+        syncs.push(world.cache_table(table, &format!(", name => '{table}_redis'")));
+    }
+    let watch = Watch::start(&world);
+    let mut oracle = Oracle::new(4);
+    let mut commits = 0;
+    for _ in 0..2 {
+        for proxy in proxies.all() {
+            let mut dice = dice.fork();
+            // Some storms are worse than others.
+            let one_in = [3, 10, 40][dice.below(3) as usize];
+            proxy.plan(move |request| if dice.once_in(one_in) { fault(request, &mut dice) } else { Fault::Pass });
+        }
+        oracle.start(&world, &mut dice);
+        thread::sleep(Duration::from_secs(3));
+        match dice.below(6) {
+            0 => {
+                stack::crash("postgres");
+                oracle.stop();
+                world.reconnect();
+                // What was prepared and not committed.
+                for name in world.db.column("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") {
+                    world.db.exec(&format!("COMMIT PREPARED '{name}'"));
+                }
+                oracle.check(&mut world);
+                oracle.start(&world, &mut dice);
+            }
+            1 | 2 => world.db.exec(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
+            ),
+            _ => {}
+        }
+        thread::sleep(Duration::from_secs(3));
+        commits = oracle.stop();
+        proxies.calm();
+        oracle.check(&mut world);
+        for sync in &syncs {
+            world.db.exec(&format!("SELECT fanout.retry('{sync}')"));
+            in_step_again(&mut world, sync);
+            assert_eq!(world.status(sync, "dead_letters"), "0", "{sync}");
+        }
+    }
+    let samples = watch.stop();
+    let faults: u64 = proxies.all().iter().map(|proxy| proxy.faults()).sum();
+    assert!(commits > 50 && faults > 0 && samples > 0, "{commits} commits, {faults} faults, {samples} samples");
+    eprintln!(
+        "storm: seed {seed}: in step after {commits} commits, {faults} faults, {samples} versions seen, {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+}
+
+/// A fault that a target could show at this request and that says nothing for good about a document.
+fn fault(request: &Request, dice: &mut Dice) -> Fault {
+    let common = [
+        Fault::Delay(Duration::from_millis(dice.below(400))),
+        Fault::Hang,
+        Fault::Reset,
+        Fault::Mute,
+        Fault::LostReply,
+        Fault::HalfReply,
+    ];
+    if dice.once_in(2) {
+        return common[dice.below(6) as usize].clone();
+    }
+    if !request.path.starts_with('/') {
+        let errors = [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "MOVED 3999 127.0.0.1:1",
+            "NOSCRIPT No matching script. Please use EVAL.",
+        ];
+        return if request.is_write() { Fault::Error(errors[dice.below(5) as usize]) } else { Fault::Reset };
+    }
+    let ids = request.ids().len() as u64;
+    if request.is_bulk() && ids > 0 && dice.once_in(2) {
+        // A version that another clock could have given: a little ahead of ours.
+        let ahead = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_micros() as u64) + 1_000_000;
+        let kinds = [Item::Malformed, Item::NoIndex, Item::Conflict(ahead), Item::Busy, Item::Unavailable];
+        let places = (0..1 + dice.below(ids)).map(|_| dice.below(ids) as usize);
+        let places: Vec<usize> = places.collect();
+        return Fault::Items(
+            places.into_iter().map(|place| (place, kinds[dice.below(5) as usize])).collect::<BTreeMap<_, _>>(),
+        );
+    }
+    match dice.below(4) {
+        0 => Fault::Answer(429, r#"{"error":{"type":"es_rejected_execution_exception","reason":"busy"},"status":429}"#),
+        1 => Fault::Answer(503, "{}"),
+        2 => Fault::Answer(502, "<html>bad gateway</html>"),
+        // A single document that is too large would be a dead letter, and rightly so.
+        _ if ids > 1 => Fault::Answer(413, ""),
+        _ => Fault::Reset,
+    }
+}
+
+/// Looks at the versions of documents all the time: they must never go back.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Watch {
+    fn start(world: &World) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, index) = (Arc::clone(&stop), world.index_name("item"));
+        let thread = thread::spawn(move || {
+            let ids: Vec<String> =
+                (0..4).flat_map(|n| (0..50).map(move |id| (n * 1_000_000 + id).to_string())).collect();
+            let mut highest: BTreeMap<(&str, String), u64> = BTreeMap::new();
+            let mut samples = 0;
+            let engines = [Engine::opensearch(), Engine::elasticsearch()];
+            while !told.load(Ordering::Relaxed) {
+                for engine in &engines {
+                    let (status, page) =
+                        engine.request("POST", &format!("/{index}/_mget?_source=false"), Some(json!({"ids": ids})));
+                    if status != 200 {
+                        continue;
+                    }
+                    for document in page["docs"].as_array().into_iter().flatten() {
+                        let (Some(id), Some(version)) = (document["_id"].as_str(), document["_version"].as_u64())
+                        else {
+                            continue;
+                        };
+                        samples += 1;
+                        let before = highest.insert((engine.name, id.to_owned()), version).unwrap_or(0);
+                        assert!(version >= before, "{}: {id} went from version {before} to {version}", engine.name);
+                    }
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            samples
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("versions that never went back")
+    }
+}
