@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 import traceback
@@ -156,6 +157,9 @@ def main():
     parser.add_argument("figure", nargs="*", choices=[*FIGURES, []], help="all of them if none is named")
     parser.add_argument("--size", choices=["tiny", "quick", "full", "long"], default="full")
     arguments = parser.parse_args()
+    # Stopped by either, it leaves nothing behind; without a terminal the shell has it ignore the first.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     size = Size(arguments.size)
     # Only the full sizes are worth being shown.
     keep = size.name in ("full", "long")
