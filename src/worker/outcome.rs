@@ -24,6 +24,10 @@ const SLOW_RETRY: (u64, u64) = (1, 300);
 /// How long, in milliseconds, other documents wait at most when all of a batch were asked for patience.
 const PAUSE: u64 = 1000;
 
+/// So many documents refused one after the other, and none taken, are no fault of the documents: a mapping, or something in
+/// between that answers in the target's stead.
+const REFUSED_IN_A_ROW: usize = 1000;
+
 /// What one document's outcome means, whichever the target.
 enum Verdict {
     Done,
@@ -206,6 +210,9 @@ fn settle(
         }
     }
     let clean = overloaded.is_none() && !missing;
+    if !done.is_empty() {
+        runner.refused_in_a_row = 0;
+    }
     acknowledge(runner, &done);
     shared_add(&runner.slot.delivered, done.len());
     if let Some(version) = passed {
@@ -334,6 +341,15 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
             acknowledge(runner, &slots);
             runner.dead = dead;
             bound_dead_letters(runner, rejected.len());
+            runner.refused_in_a_row += rejected.len();
+            if runner.refused_in_a_row >= REFUSED_IN_A_ROW {
+                let (_, _, reason) = &rejected[rejected.len() - 1];
+                runner.block(&format!(
+                    "the target has refused the last {} documents, and taken none: {reason}; fanout.retry() tries them anew \
+                     when that is put right",
+                    runner.refused_in_a_row
+                ));
+            }
             let letters = runner.dead.len();
             runner.slot.dead_letters.store(letters as u64, std::sync::atomic::Ordering::Relaxed);
         }

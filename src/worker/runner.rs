@@ -100,6 +100,8 @@ pub struct Runner {
     pub last_read: usize,
     /// Addresses whose row alone took longer than fanout.read_timeout: read apart, when nothing else is to be read.
     pub slow: FxHashSet<Vec<u8>>,
+    /// Documents that the target refused for good since it took one last.
+    pub refused_in_a_row: usize,
     /// Addresses with a dead letter.
     pub dead: FxHashSet<Vec<u8>>,
     /// Rejected, and the old document is to go: on_reject = delete.
@@ -172,6 +174,7 @@ impl Runner {
             since_scan: 0,
             last_read: usize::MAX,
             slow: FxHashSet::default(),
+            refused_in_a_row: 0,
             dead: FxHashSet::default(),
             delete_instead: FxHashSet::default(),
             stored: 0,

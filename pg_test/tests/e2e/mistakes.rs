@@ -10,6 +10,7 @@ on_each_engine!(
     a_key_column_that_is_dropped_blocks_and_says_so,
     a_document_over_the_limit_of_the_target_is_a_dead_letter,
     hundreds_of_syncs_in_a_database,
+    a_target_that_refuses_everything_stops_the_sync,
 );
 
 /// Waits until the status of a sync says all of that.
@@ -82,6 +83,18 @@ fn a_mapping_that_conflicts_with_the_data_is_told_row_by_row(world: &mut World, 
     world.db.exec("CREATE TABLE other (id int PRIMARY KEY)");
     let other = world.index_table("other", engine, r#", mapping => '{"id": {"type": "no_such_type"}}'"#);
     says(world, &other, &["blocked", "retrying"], "no_such_type");
+}
+
+fn a_target_that_refuses_everything_stops_the_sync(world: &mut World, engine: &Engine) {
+    world.db.exec("CREATE TABLE part (id int PRIMARY KEY, code text); INSERT INTO part SELECT i, 'x' FROM generate_series(1, 20000) AS i");
+    let sync = world.index_table("part", engine, r#", mapping => '{"code": {"type": "integer"}}'"#);
+    says(world, &sync, &["blocked"], "documents, and taken none");
+    let letters: u32 = world.db.value("SELECT count(*) FROM fanout.dead_letters").parse().expect("a number");
+    assert!((1000..20_000).contains(&letters), "{letters}");
+    world.db.exec(&format!(r#"SELECT fanout.alter_sync('{sync}', mapping => '{{"code": {{"type": "keyword"}}}}')"#));
+    eventually("the sync goes on", Duration::from_secs(60), || world.status(&sync, "state") == "live");
+    assert_in_step(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
 }
 
 fn a_key_column_that_is_dropped_blocks_and_says_so(world: &mut World, engine: &Engine) {
