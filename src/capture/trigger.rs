@@ -195,10 +195,9 @@ unsafe fn make_plan(trigger: &pg_sys::Trigger, relation: &pg_sys::RelationData) 
             return Plan::Ignore;
         }
         let mut columns = Vec::new();
+        let descriptor = pgrx::PgTupleDesc::from_pg_copy(relation.rd_att);
         for column in &captured.columns {
-            let descriptor = &*relation.rd_att;
-            let attributes = descriptor.attrs.as_slice(descriptor.natts as usize);
-            let found = attributes.iter().find(|attribute| {
+            let found = descriptor.iter().find(|attribute| {
                 !attribute.attisdropped
                     && std::ffi::CStr::from_ptr(attribute.attname.data.as_ptr()).to_bytes() == column.as_bytes()
             });

@@ -58,9 +58,9 @@ pub extern "C-unwind" fn fanout_launcher_main(_arg: pg_sys::Datum) {
     // SAFETY: the usual start of a background worker; handlers are Postgres' own. Without the SIGUSR1 handler the notice
     // that a worker ended would be ignored: only workers connected to a database get it by default.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(signals::SignalHandlerForShutdownRequest));
-        pg_sys::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
-        pg_sys::pqsignal(libc::SIGUSR1, Some(signals::procsignal_sigusr1_handler));
+        signals::pqsignal(libc::SIGTERM, Some(signals::SignalHandlerForShutdownRequest));
+        signals::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
+        signals::pqsignal(libc::SIGUSR1, Some(signals::procsignal_sigusr1_handler));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
         shared::attach_launcher();
@@ -77,7 +77,7 @@ pub extern "C-unwind" fn fanout_launcher_main(_arg: pg_sys::Datum) {
             pg_sys::ResetLatch(pg_sys::MyLatch);
             if pg_sys::ShutdownRequestPending != 0 {
                 // Not 0, which would mean that no launcher is needed ever again.
-                pg_sys::proc_exit(1);
+                signals::exit(1);
             }
             pgrx::check_for_interrupts!();
             if pg_sys::ConfigReloadPending != 0 {

@@ -196,8 +196,8 @@ fn installed() -> bool {
 
 fn leave(after: WorkerState) -> ! {
     AFTER.set(after);
-    // SAFETY: ends this process; on_exit frees the slot.
-    unsafe { pg_sys::proc_exit(0) }
+    // on_exit frees the slot.
+    signals::exit(0)
 }
 
 /// Main function of a worker; its argument is the OID of its database.
@@ -208,11 +208,11 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
     // SAFETY: the usual start of a background worker. SIGTERM is served by Postgres' own handler, so that a statement or a
     // wait for a lock ends at once: nothing is lost by that, what is not acknowledged is delivered again.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(signals::die));
-        pg_sys::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
+        signals::pqsignal(libc::SIGTERM, Some(signals::die));
+        signals::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
-        let Some(database) = shared::database_of(oid) else { pg_sys::proc_exit(0) };
+        let Some(database) = shared::database_of(oid) else { signals::exit(0) };
         MINE.set(Some(database));
         pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0));
         database.attach();

@@ -11,3 +11,21 @@ unsafe extern "C-unwind" {
     /// Serves what other backends signal (storage/ipc/procsignal.c).
     pub fn procsignal_sigusr1_handler(signal: i32);
 }
+
+/// Installs a handler (libpq/pqsignal.h).
+#[cfg(feature = "pg18")]
+pub use pgrx::pg_sys::pqsignal_be as pqsignal;
+
+/// Installs a handler (libpq/pqsignal.h).
+#[cfg(not(feature = "pg18"))]
+pub use pgrx::pg_sys::pqsignal;
+
+/// Ends this process, after the callbacks that were registered for that.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: a background worker may end whenever it likes. The binding of 18 does not say that this never returns.
+    #[allow(unreachable_code)]
+    unsafe {
+        pgrx::pg_sys::proc_exit(code);
+        std::process::abort()
+    }
+}
