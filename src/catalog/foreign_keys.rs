@@ -87,16 +87,22 @@ pub fn paths(from: &Table, to: &Table, between: &[pg_sys::Oid]) -> Vec<Path> {
 }
 
 /// The foreign keys among some tables, each in both directions.
+///
+/// The last column of one with PERIOD, which 18 brought, is not compared for equality: the others lead to more rows, and
+/// to all that matter.
 fn steps(tables: &[pg_sys::Oid]) -> Result<Vec<Step>, pgrx::spi::Error> {
     let sql = "SELECT c.conrelid, c.confrelid, a.columns, b.columns
         FROM pg_catalog.pg_constraint AS c
         CROSS JOIN LATERAL (
+            SELECT pg_catalog.cardinality(c.conkey)
+                - CASE WHEN pg_catalog.to_jsonb(c) @> '{\"conperiod\": true}' THEN 1 ELSE 0 END AS compared) AS n
+        CROSS JOIN LATERAL (
             SELECT pg_catalog.array_agg(t.attname::text ORDER BY k.place) AS columns
-            FROM pg_catalog.unnest(c.conkey) WITH ORDINALITY AS k (number, place)
+            FROM pg_catalog.unnest(c.conkey[:n.compared]) WITH ORDINALITY AS k (number, place)
             JOIN pg_catalog.pg_attribute AS t ON t.attrelid = c.conrelid AND t.attnum = k.number) AS a
         CROSS JOIN LATERAL (
             SELECT pg_catalog.array_agg(t.attname::text ORDER BY k.place) AS columns
-            FROM pg_catalog.unnest(c.confkey) WITH ORDINALITY AS k (number, place)
+            FROM pg_catalog.unnest(c.confkey[:n.compared]) WITH ORDINALITY AS k (number, place)
             JOIN pg_catalog.pg_attribute AS t ON t.attrelid = c.confrelid AND t.attnum = k.number) AS b
         WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1) AND c.confrelid = ANY ($1)
         ORDER BY c.oid";

@@ -22,8 +22,11 @@ pub fn key_columns(table: &Table) -> Vec<String> {
                  JOIN pg_catalog.pg_am m ON m.oid = c.relam
                  CROSS JOIN LATERAL (
                      SELECT pg_catalog.array_agg(a.attname::text ORDER BY n.place) AS columns,
-                            -- No column of a materialized view is declared NOT NULL.
-                            pg_catalog.bool_and(a.attnotnull OR $2) AS complete
+                            -- No column of a materialized view is declared NOT NULL. From 18 on, NOT NULL may be NOT VALID.
+                            pg_catalog.bool_and($2 OR a.attnotnull AND NOT EXISTS (
+                                SELECT FROM pg_catalog.pg_constraint v
+                                WHERE v.conrelid = i.indrelid AND v.contype = 'n' AND NOT v.convalidated
+                                  AND v.conkey = ARRAY[a.attnum])) AS complete
                      FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS n (number, place)
                      JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = n.number
                      WHERE n.place <= i.indnkeyatts
@@ -42,14 +45,27 @@ pub fn key_columns(table: &Table) -> Vec<String> {
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("table \"{}\" has no key that a sync could tell its rows apart by", table.name),
         )
-        .detail("There is neither a primary key nor a unique index over columns that are NOT NULL.")
-        .hint(if table.is_refreshed() {
+        .detail(if has_primary_key(table) {
+            "Its primary key, WITHOUT OVERLAPS, is not a btree index, and no unique index is over columns that are NOT NULL."
+        } else {
+            "There is neither a primary key nor a unique index over columns that are NOT NULL."
+        })
+        .hint(if table.is_refreshed() || has_primary_key(table) {
             format!("CREATE UNIQUE INDEX ON {} (…);", table.quoted())
         } else {
             format!("ALTER TABLE {} ADD PRIMARY KEY (…);", table.quoted())
         })
         .raise()
     })
+}
+
+/// Also true for one WITHOUT OVERLAPS (from 18 on), which is not a btree.
+fn has_primary_key(table: &Table) -> bool {
+    privileged(|| {
+        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = $1 AND i.indisprimary)";
+        ours(Spi::connect(|client| client.select(sql, Some(1), &[table.oid.into()])?.first().get_one::<bool>()))
+    })
+    .unwrap_or_default()
 }
 
 /// Raises unless the column can be part of an address: compared, and seen by a trigger.

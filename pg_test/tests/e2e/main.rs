@@ -15,6 +15,7 @@ mod explain;
 mod harness;
 mod keys;
 mod mistakes;
+mod newer;
 mod outages;
 mod overrides;
 mod ownership;
