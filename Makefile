@@ -1,6 +1,8 @@
-# PG_CONFIG names the PostgreSQL to build for and to run; servers of our own live in .stack (see stack/).
+# PG_CONFIG names the PostgreSQL to build for and to run; PG=17 and PG=18 are others that stack/ can get or build.
+# Servers of our own live in .stack (see stack/).
 PG_CONFIG ?= /usr/bin/pg_config
 export PG_CONFIG
+export PG
 
 .PHONY: help setup demo stop test faults check audit bench bench-quick install package
 .NOTPARALLEL:

@@ -32,7 +32,7 @@ engine_install() {
         mvn -q -B -f "$stack_root/stack/$kind/pom.xml" "-Dengine.version=$version" dependency:copy-dependencies \
             "-DoutputDirectory=$new/jars" </dev/null >"$lib.log" 2>&1 ||
             { cat "$lib.log" >&2; die "Maven could not fetch $kind $version"; }
-        if [ "$kind" = elasticsearch ]; then netty_module "$new" "$version"; fi
+        if [ "$kind" = elasticsearch ] || [ "$kind" = elasticsearch8 ]; then netty_module "$new" "$version"; fi
         mv "$new" "$lib"
     fi
     mkdir -p "$lib/classes"

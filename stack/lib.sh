@@ -35,6 +35,12 @@ STACK_DIR=$(cd "$STACK_DIR" && pwd)
 STACK_CACHE=$(cd "$STACK_CACHE" && pwd)
 [ -O "$STACK_DIR" ] || die "$STACK_DIR belongs to $(stat -c %U "$STACK_DIR"); run this as that user, or set STACK_DIR"
 
+# PG=18 asks for a major version: Debian's where it has one for this system, else one of our own (postgres-from-source).
+pg_prefix() { printf '%s/postgresql-%s' "$STACK_CACHE" "$1"; }
+if [ -n "${PG:-}" ]; then
+    PG_CONFIG=/usr/lib/postgresql/$PG/bin/pg_config
+    case $PG in 17 | 18) [ -x "$PG_CONFIG" ] || PG_CONFIG=$(pg_prefix "$PG")/bin/pg_config ;; esac
+fi
 PG_CONFIG=${PG_CONFIG:-/usr/bin/pg_config}
 export STACK_DIR STACK_CACHE PG_CONFIG PGRX_HOME="$STACK_CACHE/pgrx"
 tools="$STACK_CACHE/tools/bin"   # what stack/install could not put beside another version of the same tool

@@ -1,5 +1,5 @@
 # Elasticsearch 9 (the server core) on a JDK 21 or newer, else Elasticsearch 7 on a JDK 17.
-# STACK_ELASTICSEARCH=7.10.2 asks for the older one, which has analyzers and scripts.
+# STACK_ELASTICSEARCH sets the version: 7.10.2 has analyzers and scripts, 8.19.21 is a server core as 9 is.
 # shellcheck shell=bash
 
 elasticsearch_version() {
@@ -16,19 +16,22 @@ elasticsearch_version() {
 elasticsearch_kind() {
     case $(elasticsearch_version) in
         7.*) echo elasticsearch7 ;;
+        8.*) echo elasticsearch8 ;;
         *) echo elasticsearch ;;
     esac
 }
 
 elasticsearch_prepare() {
-    local version home
+    local version kind home lib
     version=$(elasticsearch_version)
-    engine_prepare elasticsearch "$(elasticsearch_kind)" "$version" 19210
-    if [ "$(elasticsearch_kind)" = elasticsearch ]; then
+    kind=$(elasticsearch_kind)
+    engine_prepare elasticsearch "$kind" "$version" 19210
+    lib=$(engine_lib "$kind" "$version")
+    if [ -d "$lib/modules" ]; then
         home=$(engine_home elasticsearch "$version")
         mkdir -p "$home/config" "$home/modules"
         rm -rf "$home/modules/transport-netty4"
-        ln -s "$(engine_lib elasticsearch "$version")/modules/transport-netty4" "$home/modules/transport-netty4"
+        ln -s "$lib/modules/transport-netty4" "$home/modules/transport-netty4"
     fi
 }
 
