@@ -64,7 +64,7 @@ fn rows_with_temporal_keys_are_told_apart_by_a_unique_index(world: &mut World, e
     );
     world.db.refusal(&format!("SELECT fanout.index_table('room', server => '{}')", engine.server));
     world.db.exec("ALTER TABLE room DROP COLUMN badge; CREATE UNIQUE INDEX ON room (id, open)");
-    let sync = world.index_table("room", engine, ", types => '{\"open\": \"keyword\"}'");
+    let sync = world.index_table("room", engine, ", types => '{\"daterange\": \"keyword\"}'");
     assert_in_step(world, &sync);
     world.db.exec("UPDATE room SET open = daterange(lower(open) + 1, upper(open)) WHERE id % 2 = 0");
     world.db.exec("DELETE FROM room WHERE id = 3; UPDATE room SET name = 'closed' WHERE open @> date '2026-06-01'");
