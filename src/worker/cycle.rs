@@ -44,6 +44,9 @@ const SCAN_PENDING: usize = 20_000;
 /// Batches of changes between two of a scan, as long as there are changes.
 const CHANGES_FIRST: u32 = 3;
 
+/// Pending addresses whose memory is given back when they are worked off.
+const WORTH_GIVING_BACK: usize = 20_000;
+
 /// What a job was sent for.
 pub enum Task {
     /// Documents: the slots in the batch.
@@ -60,6 +63,8 @@ pub enum Task {
     Farewell,
     /// The target, or a page of it, is being removed; the cursor of the next page.
     Drop(Option<String>),
+    /// The control document of a target that was removed.
+    Release,
     /// A refresh that fulfils this ticket.
     Refresh(u64),
     /// A page of ids or keys, for the scan of this number.
@@ -96,6 +101,8 @@ pub struct Worker {
     polled_commits: Option<u64>,
     poll_due: Instant,
     polled_at: Instant,
+    /// Addresses that were pending at a time, at most, since memory was given back.
+    peak: usize,
     /// The journal could not be read just now: not again before it is due.
     poll_failed: bool,
     /// Which sync is served first: another one in each turn.
@@ -131,6 +138,7 @@ impl Worker {
             polled_commits: None,
             poll_due: Instant::now(),
             polled_at: Instant::now(),
+            peak: 0,
             poll_failed: false,
             turn: 0,
             started: Instant::now(),
@@ -245,6 +253,7 @@ impl Worker {
                 self.busy = Instant::now();
                 continue;
             }
+            self.give_memory_back();
             self.database.failures.store(0, Relaxed);
             if self.may_leave() {
                 return Ok(());
@@ -422,8 +431,21 @@ impl Worker {
         self.bound_backlogs();
     }
 
+    /// What a large backlog took is given back to the system when it is worked off: the allocator would keep it.
+    fn give_memory_back(&mut self) {
+        if self.peak > WORTH_GIVING_BACK && self.runners.values().all(|runner| runner.pending.is_empty()) {
+            self.peak = 0;
+            // SAFETY: only hands free pages of the heap back (malloc_trim(3)).
+            #[cfg(target_env = "gnu")]
+            unsafe {
+                libc::malloc_trim(0);
+            }
+        }
+    }
+
     /// Moves what is too much for memory to the table, and drops what is too much for that.
     fn bound_backlogs(&mut self) {
+        self.peak = self.peak.max(self.runners.values().map(|runner| runner.pending.len()).sum());
         let (in_memory, in_all) = (settings::pending_keys(), settings::backlog_keys() as i64);
         for runner in self.runners.values_mut() {
             if runner.pending.len() > in_memory {

@@ -129,6 +129,7 @@ pub fn take(worker: &mut Worker, report: Report) {
             }
         }
         Task::Farewell => {}
+        Task::Release => super::target::released(worker, id, report.result),
         Task::Drop(next) => super::target::removed(worker, id, next, report.result),
         task => super::target::answered(worker, id, &task, report.result),
     }

@@ -212,6 +212,31 @@ pub fn remove(worker: &mut Worker, id: i32) -> bool {
     true
 }
 
+/// The control document of a target that was removed is gone, too.
+pub fn released(worker: &mut Worker, id: i32, result: delivery::Result<JobResult>) {
+    match result {
+        Ok(_) => end(worker, id),
+        Err(error) => {
+            if let Some(runner) = worker.runners.get_mut(&id) {
+                runner.target = Target::Unknown;
+                fail(runner, &error);
+            }
+        }
+    }
+}
+
+/// Nothing is left of the target: the sync ends.
+fn end(worker: &mut Worker, id: i32) {
+    if let Err(failed) = transaction(|| super::store::remove_sync(id)) {
+        if let Some(runner) = worker.runners.get_mut(&id) {
+            runner.target = Target::Unknown;
+            runner.back_off(&failed.to_string());
+        }
+        return;
+    }
+    worker.runners.remove(&id);
+}
+
 /// A step of the removal is done: the next page, or the end.
 pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: delivery::Result<JobResult>) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
@@ -234,19 +259,14 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
             let cursor = next.and_then(|cursor| cursor.parse().ok());
             (Task::Drop(None), JobKind::ScanKeys { glob, cursor, count: PAGE })
         }
-        Ok(_) => {
-            let ownership = runner.ownership.take();
-            if let Err(failed) = transaction(|| super::store::remove_sync(id)) {
-                runner.target = Target::Unknown;
-                runner.back_off(&failed.to_string());
+        Ok(_) => match runner.ownership.clone() {
+            // The control document goes last: until it is gone the target counts as ours, and so does what is left of it.
+            Some(ownership) => (Task::Release, JobKind::Release(ownership)),
+            None => {
+                end(worker, id);
                 return;
             }
-            if let Some(ownership) = ownership {
-                let _ = worker.send(id, Task::Farewell, JobKind::Release(ownership));
-            }
-            worker.runners.remove(&id);
-            return;
-        }
+        },
     };
     if worker.send(id, task, kind).is_err()
         && let Some(runner) = worker.runners.get_mut(&id)

@@ -240,3 +240,22 @@ fn every_object_has_a_comment() {
     );
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+/// What says whose a target is goes with it: another database may have the name at once.
+#[test]
+fn a_target_that_is_dropped_is_free_for_others() {
+    let mut world = World::new("free_again");
+    products(&mut world, 5);
+    let index = world.index_name("product");
+    for engine in [Engine::opensearch(), Engine::elasticsearch()] {
+        let sync = world.index_table("product", &engine, "");
+        world.wait(&sync);
+        world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+        pg_test::eventually("the sync is gone", std::time::Duration::from_secs(30), || {
+            world.db.value("SELECT count(*) FROM fanout.sync") == "0"
+        });
+        assert!(!engine.exists(&index));
+        let (status, _) = engine.request("GET", &format!("/pg_fanout_control/_doc/{index}"), None);
+        assert_eq!(status, 404, "the control document is gone");
+    }
+}
