@@ -2,7 +2,9 @@
 
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{not_parked, owned};
-use crate::catalog::declare::{check_fields, check_jitter, check_search_fields, not_null, one_of, ttl_milliseconds};
+use crate::catalog::declare::{
+    check_fields, check_jitter, check_pipeline, check_search_fields, not_null, one_of, ttl_milliseconds,
+};
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
@@ -42,6 +44,8 @@ const RESETTABLE: &[(&str, &str)] = &[
     ("mapping", "mapping"),
     ("settings", "settings"),
     ("types", "types"),
+    ("aliases", "aliases"),
+    ("pipeline", "pipeline"),
     ("search_fields", "search_fields"),
     ("columns", "fields"),
     ("rename", "fields"),
@@ -68,6 +72,8 @@ fn alter_sync(
     predicate: default!(Option<String>, "NULL"),
     document: default!(Option<String>, "NULL"),
     types: default!(Option<JsonB>, "NULL"),
+    aliases: default!(Option<JsonB>, "NULL"),
+    pipeline: default!(Option<String>, "NULL"),
     format: default!(Option<String>, "NULL"),
     ttl: default!(Option<Interval>, "NULL"),
     jitter: default!(Option<f64>, "NULL"),
@@ -90,6 +96,8 @@ fn alter_sync(
     only_for(Kind::Index, &before, "mapping", mapping.is_some());
     only_for(Kind::Index, &before, "settings", settings.is_some());
     only_for(Kind::Index, &before, "types", types.is_some());
+    only_for(Kind::Index, &before, "aliases", aliases.is_some());
+    only_for(Kind::Index, &before, "pipeline", pipeline.is_some());
     only_for(Kind::Index, &before, "search_fields", search_fields.is_some());
     only_for(Kind::Index, &before, "on_reject", on_reject.is_some());
     only_for(Kind::Cache, &before, "format", format.is_some());
@@ -97,6 +105,13 @@ fn alter_sync(
     only_for(Kind::Cache, &before, "jitter", jitter.is_some());
     let reset = reset_options(reset, &mut options);
     mapping::declare(&mut options, mapping, settings, types);
+    if let Some(aliases) = aliases {
+        let aliases = mapping::overrides::check_aliases(aliases.0, &before.target);
+        options.insert("aliases".to_owned(), Value::Object(aliases));
+    }
+    if let Some(pipeline) = pipeline {
+        options.insert("pipeline".to_owned(), json!(check_pipeline(pipeline)));
+    }
     if on_reject.is_some() {
         options.insert("on_reject".to_owned(), json!(one_of("on_reject", on_reject, &["keep", "delete"])));
     }
@@ -277,11 +292,14 @@ fn cost(before: &Sync, after: &Sync) -> Cost {
     if after.server != before.server {
         return Cost::Resync;
     }
-    if before.kind == Kind::Index && mapping::index_body(before) != mapping::index_body(after) {
+    let aliases = |sync: &Sync| sync.options.get("aliases").cloned();
+    if before.kind == Kind::Index
+        && (mapping::index_body(before) != mapping::index_body(after) || aliases(before) != aliases(after))
+    {
         return Cost::Resync;
     }
     let of_documents =
-        ["types", "fields", "predicate", "document", "document_column", "search_path", "format", "ttl_ms"];
+        ["types", "pipeline", "fields", "predicate", "document", "document_column", "search_path", "format", "ttl_ms"];
     if of_documents.iter().any(|option| before.options.get(*option) != after.options.get(*option)) {
         return Cost::Reconcile;
     }

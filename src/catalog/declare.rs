@@ -64,12 +64,7 @@ fn index_table(
         options.insert("aliases".to_owned(), Value::Object(aliases));
     }
     if let Some(pipeline) = pipeline {
-        if pipeline.is_empty() {
-            failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"pipeline\" must not be empty")
-                .hint("Leave it out for documents to go through none, or the one of setting index.default_pipeline.")
-                .raise();
-        }
-        options.insert("pipeline".to_owned(), json!(pipeline));
+        options.insert("pipeline".to_owned(), json!(check_pipeline(pipeline)));
     }
     let key = key_columns(&table);
     let address = match routing {
@@ -313,6 +308,16 @@ fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec
         .raise();
     }
     address
+}
+
+/// The name of an ingest pipeline.
+pub fn check_pipeline(pipeline: String) -> String {
+    if pipeline.is_empty() {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"pipeline\" must not be empty")
+            .hint("Leave it out for documents to go through none, or the one of setting index.default_pipeline.")
+            .raise();
+    }
+    pipeline
 }
 
 /// The address columns of an index whose documents are routed: the key, then what else the template names.

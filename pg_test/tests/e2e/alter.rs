@@ -48,6 +48,17 @@ fn each_change_takes_what_it_must(world: &mut World, engine: &Engine) {
         documents.len() == 40 && documents[0].source.get("title").is_some()
     });
     assert_eq!(engine.document(&index, "11"), Some(json!({"id": 11, "title": "trail shoe 11"})));
+    // A further alias, and none again.
+    let further = format!("{index}_further");
+    assert_eq!(alter(world, &sync, "pipeline => 'any', dry_run => true"), "reconcile");
+    assert_eq!(alter(world, &sync, &format!("aliases => '[\"{further}\"]'")), "resync");
+    world.wait(&sync);
+    eventually("the further alias leads there", Duration::from_secs(20), || {
+        engine.exists(&further) && engine.documents(&further).len() == 40
+    });
+    assert_eq!(alter(world, &sync, "reset => '{aliases}'"), "resync");
+    world.wait(&sync);
+    eventually("the further alias is gone", Duration::from_secs(20), || !engine.exists(&further));
     // All rows again, the columns as they are.
     assert_eq!(alter(world, &sync, "reset => '{predicate}'"), "reconcile");
     world.wait(&sync);
