@@ -54,9 +54,10 @@ impl Wanted {
             }
             None => {
                 let fields = check_columns(table, self.columns, self.rename, options);
-                let reads =
-                    self.predicate.map_or_else(Vec::new, |predicate| check_predicate(&predicate, table, options));
-                (fields, reads)
+                if let Some(predicate) = self.predicate {
+                    check_predicate(&predicate, table, options);
+                }
+                (fields, Vec::new())
             }
         }
     }
@@ -137,7 +138,7 @@ fn check_columns(
     chosen.into_iter().map(field).collect()
 }
 
-fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Value>) -> Vec<pg_sys::Oid> {
+fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Value>) {
     let alias = quoted(&table.name);
     let sql = format!("SELECT true FROM {} AS {alias} WHERE ({predicate}\n)", table.quoted());
     // Between brackets as well as between parentheses: it cannot end what it is put into.
@@ -150,8 +151,7 @@ fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Val
             .hint("Give a whole query as \"document\", and say with fanout.related() to which documents a row belongs.")
             .raise();
     }
-    let reads: Vec<pg_sys::Oid> = tables(&described.reads).into_iter().filter(|&oid| oid != table.oid).collect();
-    if let Some(&other) = reads.first() {
+    if let Some(&other) = beside(&described.reads, table.oid).first() {
         failure(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("\"predicate\" reads another table: {}", Table::get(other).quoted()),
@@ -160,7 +160,6 @@ fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Val
         .raise();
     }
     options.insert("predicate".to_owned(), json!(predicate));
-    reads
 }
 
 fn is_json(column: &Column) -> bool {
@@ -230,7 +229,7 @@ fn check_query(
     }
     options.insert("document".to_owned(), json!(document));
     options.insert("document_column".to_owned(), json!(whole));
-    let reads = tables(&described.reads).into_iter().filter(|&oid| oid != table.oid).collect();
+    let reads = beside(&described.reads, table.oid);
     let columns = if whole { Vec::new() } else { described.columns };
     (columns, reads)
 }
