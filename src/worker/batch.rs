@@ -38,21 +38,22 @@ pub struct Naming<'a> {
 impl Naming<'_> {
     /// Document id or key of an address. None if it is not of the source's layout.
     pub fn render(&self, address: &[u8]) -> Option<String> {
-        let texts = self.source.render(address)?;
-        let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
-        let Some(template) = self.template else {
-            return Some(delivery::id::document_id(&values[..self.source.keys]));
-        };
-        self.fill(template, &values)
+        self.name(address).map(|(name, _)| name)
     }
 
     /// As [`Naming::render`], with the routing.
     pub fn name(&self, address: &[u8]) -> Option<Named> {
-        let name = self.render(address)?;
-        let Some(routing) = self.routing else { return Some((name, None)) };
         let texts = self.source.render(address)?;
         let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
-        Some((name, Some(self.fill(routing, &values)?)))
+        let name = match self.template {
+            Some(template) => self.fill(template, &values)?,
+            None => delivery::id::document_id(&values[..self.source.keys]),
+        };
+        let routing = match self.routing {
+            Some(routing) => Some(self.fill(routing, &values)?),
+            None => None,
+        };
+        Some((name, routing))
     }
 
     fn fill(&self, template: &KeyTemplate, values: &[Option<&str>]) -> Option<String> {

@@ -294,8 +294,8 @@ impl Worker {
         if pausing || self.poll_failed || self.polled_commits == Some(self.database.commits()) {
             let events =
                 pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_EXIT_ON_PM_DEATH;
-            // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
             activity::idle();
+            // SAFETY: MyLatch is ours, the descriptor belongs to wake_reader, which lives as long as the worker.
             unsafe {
                 pg_sys::pgstat_report_stat(true);
                 pg_sys::WaitLatchOrSocket(
@@ -485,16 +485,21 @@ impl Worker {
         if !runner.may_try(now) {
             return false;
         }
-        activity::at_work(runner);
-        if runner.senders.is_none() && !self.connect(id) {
-            return false;
+        if runner.senders.is_none() {
+            activity::at_work(runner);
+            if !self.connect(id) {
+                return false;
+            }
         }
         let Some(runner) = self.runners.get_mut(&id) else { return false };
         if runner.sync.phase == Phase::Drop {
             return super::target::remove(self, id);
         }
-        if runner.source.is_none() && !resolve(runner) {
-            return false;
+        if runner.source.is_none() {
+            activity::at_work(runner);
+            if !resolve(runner) {
+                return false;
+            }
         }
         let worked = super::target::tend(self, id);
         let Some(runner) = self.runners.get_mut(&id) else { return worked };
@@ -556,13 +561,14 @@ impl Worker {
 
     /// Hands a job to the sync's senders. False if their queue is full.
     pub fn send(&mut self, id: i32, task: Task, kind: JobKind) -> Result<(), Task> {
-        let Some(senders) = self.runners.get(&id).and_then(|runner| runner.senders.clone()) else { return Err(task) };
+        let Some(runner) = self.runners.get(&id) else { return Err(task) };
+        let Some(senders) = &runner.senders else { return Err(task) };
         let tag = self.next_tag;
         match senders.try_send(Job { tag, kind }) {
             Ok(()) => {
+                activity::at_work(runner);
                 self.next_tag += 1;
-                let incarnation = self.runners.get(&id).map_or(0, |runner| runner.incarnation);
-                self.tasks.insert(tag, (id, incarnation, task));
+                self.tasks.insert(tag, (id, runner.incarnation, task));
                 Ok(())
             }
             Err(_) => Err(task),
@@ -613,6 +619,7 @@ impl Worker {
                 return worked;
             }
             let Some(runner) = self.runners.get_mut(&id) else { return worked };
+            activity::at_work(runner);
             runner.since_scan = if from_scan { 0 } else { runner.since_scan.saturating_add(1) };
             let built = if from_scan {
                 batch::from_scan(runner, &mut self.clock)

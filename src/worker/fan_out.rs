@@ -3,6 +3,7 @@
 //! A step looks up a bounded number of changed rows. What it finds is marked in the epoch of the row that led to it, so that
 //! whoever waits for that row waits for its documents.
 
+use super::activity;
 use super::cycle::want_phase;
 use super::outcome;
 use super::reading::read_as_owner;
@@ -31,6 +32,7 @@ pub fn step(runner: &mut Runner) -> bool {
         outcome::acknowledge(runner, &slots);
         return true;
     };
+    activity::at_work(runner);
     let pending = &runner.pending;
     let changed: Vec<&[u8]> = slots.iter().filter_map(|&slot| Some(related(pending.address(slot))?.1)).collect();
     let mut found: HashSet<Vec<u8>> = HashSet::new();
@@ -64,7 +66,7 @@ pub fn step(runner: &mut Runner) -> bool {
             let class = failed.class();
             let why = format!("cannot find the documents that rows of a related table belong to: {failed}");
             // Too many at a time, or one of them that the query fails for: whoever writes such a row must not stop the sync.
-            let divisible = failed.sqlstate == "57014" || class == Class::Data;
+            let divisible = failed.timed_out() || class == Class::Data;
             if divisible && slots.len() == 1 {
                 runner.slot.set_error(&why);
                 everything(runner, &slots, &why);
