@@ -19,6 +19,7 @@ pub mod id;
 pub mod keyspace;
 pub mod ownership;
 pub mod sender;
+pub mod signals;
 pub mod template;
 mod tls;
 

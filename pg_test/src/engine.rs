@@ -19,7 +19,8 @@ pub struct Engine {
     pub name: &'static str,
     /// The foreign server that stands for it in a test's database.
     pub server: &'static str,
-    url: String,
+    /// Where it is.
+    pub url: String,
     agent: Agent,
 }
 

@@ -108,6 +108,11 @@ impl Payloads {
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
 }
 
 /// What came of the attempt to empty a segment.

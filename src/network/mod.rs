@@ -1,22 +1,28 @@
-//! Requests that a backend waits for: on a helper thread, so that the wait obeys statement_timeout, Ctrl-C and
-//! pg_terminate_backend at once.
+//! Requests that a backend waits for; the wait obeys statement_timeout, Ctrl-C and pg_terminate_backend.
+//!
+//! A search engine is asked on the main thread, which looks up every few milliseconds; Redis on a thread of its own, whose
+//! client cannot be interrupted.
 
+mod clients;
 mod failure;
 mod helper;
 mod target;
 
 use std::cell::Cell;
+use std::mem::ManuallyDrop;
 
+use delivery::config::EngineConfig;
+use delivery::engine::Engine;
 use pgrx::prelude::*;
 use pgrx::{check_for_interrupts, pg_sys};
 
 pub use failure::{Asked, raise};
-pub use helper::{ClientKey, Clients};
 pub use target::{EngineTarget, OwnersTarget, cache_target, engine_target, owners_target};
 
 use crate::error::failure as error;
 use crate::waits::{Wait, event};
-use helper::Helper;
+use clients::Clients;
+use helper::{Caches, Helper};
 
 thread_local! {
     /// The backend's idle helper. It is taken out while a request is on its way: whoever leaves early, by an ERROR out of
@@ -24,8 +30,47 @@ thread_local! {
     static IDLE: Cell<Option<Helper>> = const { Cell::new(None) };
 }
 
+/// The clients of search engines.
+type Engines = Clients<EngineConfig, Engine>;
+
+thread_local! {
+    /// Taken out while a request is on its way, as [`IDLE`]. Not dropped at the end of the process: the runtimes in it need
+    /// variables of the thread that may be gone by then.
+    static ENGINES: Cell<ManuallyDrop<Option<Engines>>> = const { Cell::new(ManuallyDrop::new(None)) };
+}
+
+/// Asks a search engine.
+fn ask<T>(target: &EngineTarget, job: impl FnOnce(&Engine) -> delivery::Result<T>) -> delivery::Result<T> {
+    let none = ManuallyDrop::new(None);
+    let mut engines = ManuallyDrop::into_inner(ENGINES.replace(none)).unwrap_or_default();
+    // SAFETY: tells pg_stat_activity, on the main thread; an ERROR ends what is reported, too (AbortTransaction).
+    unsafe { pg_sys::pgstat_report_wait_start(event(Wait::Target)) };
+    let outcome = engines
+        .get(target.key, &target.config, |config| Engine::looking_up(config, look_up))
+        .and_then(|engine| job(engine));
+    // SAFETY: as above.
+    unsafe { pg_sys::pgstat_report_wait_end() };
+    ENGINES.set(ManuallyDrop::new(Some(engines)));
+    outcome
+}
+
+/// Serves what came in for this backend while it waits for a search engine. A cancel unwinds as a panic.
+fn look_up() {
+    // SAFETY: on the main thread, which runs nothing of the request now. Ends the process if the postmaster is gone.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            0,
+            event(Wait::Target),
+        );
+        pg_sys::pgstat_report_wait_start(event(Wait::Target));
+    }
+    check_for_interrupts!();
+}
+
 /// Runs `job` on the helper thread and waits for what it returns. `job` must not touch Postgres.
-pub fn request<T: Send + 'static>(job: impl FnOnce(&mut Clients) -> T + Send + 'static) -> T {
+fn request<T: Send + 'static>(job: impl FnOnce(&mut Caches) -> T + Send + 'static) -> T {
     let helper = IDLE.take().unwrap_or_else(start);
     if !helper.submit(job) {
         broken("the request thread ended");

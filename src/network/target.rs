@@ -1,10 +1,14 @@
 //! From a foreign server's name to what a request needs, with the caller's rights and the caller's user mapping.
 
 use delivery::config::{EngineConfig, RedisConfig, ServerConfig};
+use delivery::engine::Engine;
+use delivery::keyspace::RedisTarget;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::{Asked, ClientKey, Clients, raise};
+use super::clients::ClientKey;
+use super::helper::Caches;
+use super::{Asked, raise};
 use crate::error::{Failure, failure};
 
 /// A search engine that the caller may use.
@@ -60,13 +64,9 @@ pub fn owners_target(server: &str, owner: pg_sys::Oid) -> Result<OwnersTarget, F
 }
 
 impl EngineTarget {
-    /// Runs `command` on the helper thread.
-    pub fn try_run<T: Send + 'static>(
-        &self,
-        command: impl FnOnce(&delivery::engine::Engine) -> delivery::Result<T> + Send + 'static,
-    ) -> delivery::Result<T> {
-        let (key, config) = (self.key, self.config.clone());
-        super::request(move |clients: &mut Clients| clients.engine(key, &config).and_then(command))
+    /// Runs `command` on this thread, in which it can be cancelled. It must not touch Postgres.
+    pub fn try_run<T>(&self, command: impl FnOnce(&Engine) -> delivery::Result<T>) -> delivery::Result<T> {
+        super::ask(self, command)
     }
 }
 
@@ -98,18 +98,18 @@ impl CacheTarget {
     pub fn try_run<T: Send + 'static>(
         &self,
         repeatable: bool,
-        command: impl Fn(&mut delivery::keyspace::RedisTarget) -> delivery::Result<T> + Send + 'static,
+        command: impl Fn(&mut RedisTarget) -> delivery::Result<T> + Send + 'static,
     ) -> delivery::Result<T> {
         let (key, config) = (self.key, self.config.clone());
-        super::request(move |clients: &mut Clients| {
-            let first = clients.cache(key, &config).and_then(&command);
+        super::request(move |caches: &mut Caches| {
+            let first = caches.get(key, &config, RedisTarget::connect).and_then(&command);
             let Err(error) = first else { return first };
             if error.kind() == delivery::ErrorKind::BadRequest {
                 return Err(error);
             }
-            clients.forget_cache(key);
+            caches.forget(key);
             if repeatable && error.kind() == delivery::ErrorKind::ConnectionLost {
-                return clients.cache(key, &config).and_then(&command);
+                return caches.get(key, &config, RedisTarget::connect).and_then(&command);
             }
             Err(error)
         })
@@ -119,7 +119,7 @@ impl CacheTarget {
     pub fn run<T: Send + 'static>(
         &self,
         repeatable: bool,
-        command: impl Fn(&mut delivery::keyspace::RedisTarget) -> delivery::Result<T> + Send + 'static,
+        command: impl Fn(&mut RedisTarget) -> delivery::Result<T> + Send + 'static,
     ) -> T {
         self.try_run(repeatable, command).unwrap_or_else(|error| {
             if error.message().contains("WRONGTYPE") {

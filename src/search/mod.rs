@@ -189,12 +189,10 @@ fn send(place: &Place, mut search: Search) -> SearchResponse {
         let patience = std::time::Duration::from_millis(statement_timeout + 500);
         bound = Some(patience.min(place.target.config.request_timeout));
     }
-    let (key, config, index) = (place.target.key, place.target.config.clone(), place.index.clone());
-    let outcome = network::request(move |clients| {
-        let engine = clients.engine(key, &config)?;
+    let outcome = place.target.try_run(|engine| {
         let mut halvings = 0;
         loop {
-            match engine.search(Some(&index), search.body(halvings).as_bytes(), bound) {
+            match engine.search(Some(&place.index), search.body(halvings).as_bytes(), bound) {
                 Err(error) if search.has_text() && halvings < visitor::MAX_HALVINGS && too_many_clauses(&error) => {
                     halvings += 1;
                 }

@@ -5,6 +5,7 @@ use super::batch;
 use super::clock::Clock;
 use super::outcome;
 use super::pace::{Hold, Pace};
+use super::rhythm;
 use super::rotation::Rotation;
 use super::runner::{HEARTBEAT, Runner};
 use super::scan::{Ids, Scan};
@@ -34,8 +35,6 @@ use std::time::{Duration, Instant};
 const SENDERS: usize = 2;
 /// Ids or keys of a target asked for at a time.
 pub const PAGE: usize = 2000;
-/// Least time between two polls: what many writers commit meanwhile is read at once, and they keep the processor.
-const POLL_PAUSE: Duration = Duration::from_millis(1);
 /// How often the status is written while there is something to do.
 const PUBLISH: Duration = Duration::from_millis(250);
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
@@ -101,6 +100,8 @@ pub struct Worker {
     polled_commits: Option<u64>,
     poll_due: Instant,
     polled_at: Instant,
+    /// Least time between that poll and the next.
+    poll_pause: Duration,
     /// Addresses that were pending at a time, at most, since memory was given back.
     peak: usize,
     /// The journal could not be read just now: not again before it is due.
@@ -138,6 +139,7 @@ impl Worker {
             polled_commits: None,
             poll_due: Instant::now(),
             polled_at: Instant::now(),
+            poll_pause: Duration::ZERO,
             peak: 0,
             poll_failed: false,
             turn: 0,
@@ -281,9 +283,10 @@ impl Worker {
                 until = until.min(at);
             }
         }
-        let pausing = self.polled_at.elapsed() < POLL_PAUSE && self.polled_commits != Some(self.database.commits());
+        let rest = self.poll_pause.saturating_sub(self.polled_at.elapsed());
+        let pausing = !rest.is_zero() && self.polled_commits != Some(self.database.commits());
         if pausing {
-            until = now + POLL_PAUSE;
+            until = now + rest;
         } else if self.poll_failed {
             until = until.min(self.poll_due);
         }
@@ -316,7 +319,8 @@ impl Worker {
         if Instant::now() < self.poll_due && (self.poll_failed || self.polled_commits == Some(commits)) {
             return false;
         }
-        if self.polled_commits.is_some() && self.polled_at.elapsed() < POLL_PAUSE {
+        let since = self.polled_at.elapsed();
+        if self.polled_commits.is_some() && since < self.poll_pause {
             return false;
         }
         self.polled_at = Instant::now();
@@ -353,6 +357,7 @@ impl Worker {
         self.poll_failed = false;
         self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
         let found = !self.payloads.is_empty();
+        self.poll_pause = rhythm::pause(self.payloads.len(), since);
         self.mark_payloads();
         for (id, ticket) in wanted {
             if let Some(runner) = self.runners.get_mut(&id) {

@@ -12,6 +12,7 @@ mod pending;
 mod process;
 mod question;
 mod reading;
+mod rhythm;
 mod rotation;
 mod runner;
 pub mod scan;

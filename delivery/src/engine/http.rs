@@ -1,8 +1,8 @@
 //! One HTTP request, one attempt; what can go wrong, classified.
 
 use std::error::Error as StdError;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
+use super::host::{self, LookUp, Resolver};
 use crate::config::{Auth, EngineConfig, Flavor};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -40,10 +41,13 @@ pub(super) struct Http {
     client: Client,
     /// Taken when dropped.
     runtime: Option<Runtime>,
+    look_up: Option<LookUp>,
     /// Without a slash at the end.
     nodes: Vec<String>,
     /// The node that is in use: the next one is tried when it can't be reached.
     current: AtomicUsize,
+    /// As text and parsed, which takes as long as half of the rest of a request does.
+    last_url: Mutex<Option<(String, Url)>>,
     authorization: Option<HeaderValue>,
     pub(super) request_timeout: Duration,
     compress: bool,
@@ -78,13 +82,14 @@ impl<'a> Request<'a> {
 }
 
 impl Http {
-    pub(super) fn new(config: &EngineConfig) -> Result<Http> {
+    pub(super) fn new(config: &EngineConfig, look_up: Option<LookUp>) -> Result<Http> {
         crate::tls::install_provider();
         let mut builder = Client::builder()
             .user_agent(concat!("pg_fanout/", env!("CARGO_PKG_VERSION")))
             // Where documents and credentials go is decided by the foreign server's options alone.
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
+            .dns_resolver(Arc::new(Resolver))
             // One attempt: the worker reads the rows anew before it sends again.
             .retry(reqwest::retry::never())
             .tcp_nodelay(true)
@@ -129,8 +134,10 @@ impl Http {
         Ok(Http {
             client,
             runtime: Some(runtime),
+            look_up,
             nodes: config.urls.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect(),
             current: AtomicUsize::new(0),
+            last_url: Mutex::new(None),
             authorization: authorization(&config.auth)?,
             request_timeout: config.request_timeout,
             compress: config.compress,
@@ -167,8 +174,7 @@ impl Http {
     }
 
     fn send_to(&self, node: &str, request: &Request<'_>) -> Result<Reply> {
-        let url = Url::parse(&format!("{node}{}", request.path))
-            .map_err(|error| Error::new(ErrorKind::BadRequest, "the name can't be part of a URL").with_source(error))?;
+        let url = self.url(node, request.path)?;
         let shown = format!("{}:{}", url.host_str().unwrap_or(""), url.port_or_known_default().unwrap_or(0));
         let mut headers = HeaderMap::new();
         if let Some(authorization) = &self.authorization {
@@ -189,7 +195,7 @@ impl Http {
             builder = builder.timeout(timeout);
         }
         let Some(runtime) = &self.runtime else { return Err(bad_tls("the HTTP client was closed")) };
-        runtime.block_on(async {
+        let work = async {
             // What happened to idle connections since the last request is looked at first: one that the engine closed must
             // not be taken for this one.
             for _ in 0..2 {
@@ -200,7 +206,23 @@ impl Http {
             let version_header = self.note_flavor(response.headers());
             let body = read(response, &shown).await?;
             Ok(Reply { status, version_header, body })
-        })
+        };
+        host::run(runtime, self.look_up, work)
+    }
+
+    /// The URL of a path, which is often that of the request before.
+    fn url(&self, node: &str, path: &str) -> Result<Url> {
+        let mut last = self.last_url.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, url)) = &*last
+            && known.strip_prefix(node) == Some(path)
+        {
+            return Ok(url.clone());
+        }
+        let text = format!("{node}{path}");
+        let url = Url::parse(&text)
+            .map_err(|error| Error::new(ErrorKind::BadRequest, "the name can't be part of a URL").with_source(error))?;
+        *last = Some((text, url.clone()));
+        Ok(url)
     }
 
     /// Both engines name themselves in every reply, refusals too: Elasticsearch since 7.14, OpenSearch since 3.x.

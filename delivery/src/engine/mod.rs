@@ -1,9 +1,9 @@
 //! A client for Elasticsearch and OpenSearch, one call one request (a few need more).
 //!
-//! Blocking. Build it on a thread that has all signals blocked: the HTTP client starts a thread of its own, which
-//! inherits the mask.
+//! Blocking, on the thread that asks; a thread that must not be held gives a function to be called meanwhile ([`LookUp`]).
 
 mod control;
+mod host;
 mod http;
 mod index;
 mod mapping;
@@ -19,6 +19,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+pub use self::host::LookUp;
 use self::http::{Http, NDJSON, Request, parsed, refusal, segment};
 use self::index::check_name;
 pub use self::report::IndexReport;
@@ -138,12 +139,17 @@ impl Engine {
     /// Builds the HTTP client; connects to nothing yet. [`crate::ErrorKind::TlsOrConfig`] if the PEM texts or
     /// credentials can't be used.
     pub fn new(config: &EngineConfig) -> Result<Engine> {
-        Ok(Engine { http: Arc::new(Http::new(config)?), checks: Arc::default() })
+        Ok(Engine { http: Arc::new(Http::new(config, None)?), checks: Arc::default() })
+    }
+
+    /// As [`Engine::new`], for a thread that has more to do than wait.
+    pub fn looking_up(config: &EngineConfig, look_up: LookUp) -> Result<Engine> {
+        Ok(Engine { http: Arc::new(Http::new(config, Some(look_up))?), checks: Arc::default() })
     }
 
     /// A client with connections of its own for another thread, which shares what is known of indices.
     pub fn for_another_thread(&self, config: &EngineConfig) -> Result<Engine> {
-        Ok(Engine { http: Arc::new(Http::new(config)?), checks: Arc::clone(&self.checks) })
+        Ok(Engine { http: Arc::new(Http::new(config, None)?), checks: Arc::clone(&self.checks) })
     }
 
     /// Asks who is there. Works with narrow rights: then less is known, but an answer proves that the engine is up and

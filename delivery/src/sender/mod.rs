@@ -1,6 +1,5 @@
 //! Sender threads: jobs in by a bounded channel, reports out, and a file descriptor that wakes the caller.
 
-mod signals;
 mod wake;
 
 use std::io;
@@ -12,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use self::signals::Blocked;
 pub use self::wake::{Wake, WakeReader, wake_pair};
 use crate::bulk::{BulkBody, BulkOutcome};
 use crate::config::ServerConfig;
@@ -20,6 +18,7 @@ use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyspace::{KeyPage, RedisBatch, RedisOutcome, RedisTarget};
 use crate::ownership::{Claim, ClaimOutcome, Heartbeat, Ownership};
+use crate::signals::Blocked;
 
 /// One thing to do. A job for the other kind of target fails with [`crate::ErrorKind::TlsOrConfig`].
 #[derive(Debug)]

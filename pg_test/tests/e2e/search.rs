@@ -9,7 +9,8 @@ on_each_engine!(
     filter_and_sort_and_source_do_what_they_say,
     the_cursor_visits_every_row_once,
     nothing_that_a_visitor_types_throws,
-    what_cannot_be_done_is_refused
+    what_cannot_be_done_is_refused,
+    a_server_is_found_by_its_name
 );
 
 /// 300 products, searchable. Returns the sync, which is what es_search() takes.
@@ -176,4 +177,23 @@ fn what_cannot_be_done_is_refused(world: &mut World, engine: &Engine) {
         engine.ask("DELETE", &format!("/{concrete}"), None);
     }
     world.db.refusal(&format!("SELECT * FROM es_search('{sync}', 'boot')"));
+}
+
+/// Names are resolved on a thread of its own, which must not get the signals of the session.
+fn a_server_is_found_by_its_name(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    let index = world.db.value(&format!("SELECT target FROM fanout.sync WHERE name = '{sync}'"));
+    let url = engine.url.replace("127.0.0.1", "localhost");
+    assert!(url.contains("localhost"), "{url}");
+    world.db.exec(&format!(
+        "CREATE SERVER named FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{url}');
+         CREATE SERVER nowhere FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url 'http://host.invalid:9200')"
+    ));
+    let search = |server: &str| {
+        format!("SELECT count(*) FROM es_search_index('{server}', '{index}', 'boot', fields => '{{name}}')")
+    };
+    assert_eq!(world.db.value(&search("named")), "10");
+    let refusal = world.db.refusal(&search("nowhere"));
+    assert_eq!(refusal.code, "08001", "{refusal}");
+    assert!(refusal.message.contains("nowhere"), "{refusal}");
 }

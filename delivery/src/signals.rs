@@ -5,12 +5,13 @@ use std::io;
 use std::mem::MaybeUninit;
 
 /// All signals blocked in this thread, until dropped. A thread that is started in the meantime inherits that for good.
-pub(super) struct Blocked {
+pub struct Blocked {
     before: libc::sigset_t,
 }
 
 impl Blocked {
-    pub(super) fn all() -> io::Result<Blocked> {
+    /// Blocks them. Fails only where the system knows no such call.
+    pub fn all() -> io::Result<Blocked> {
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigfillset initialises the set that it is given; it fails for invalid pointers only.
