@@ -22,7 +22,24 @@ pub fn acting_with<T>(role: pg_sys::Oid, settings: &[(&CStr, &CStr)], work: impl
         pg_sys::GetUserIdAndSecContext(&mut caller, &mut context);
         pg_sys::SetUserIdAndSecContext(role, context | flags);
         let nest_level = pg_sys::NewGUCNestLevel();
-        for (name, value) in settings {
+        set(settings);
+        nest_level
+    };
+    let result = work();
+    // SAFETY: the nest level is the one opened above; the identity is the one read above.
+    unsafe {
+        // false: what code of others has set meanwhile is taken back (as VACUUM does after index expressions).
+        pg_sys::AtEOXact_GUC(false, nest_level);
+        pg_sys::SetUserIdAndSecContext(caller, context);
+    }
+    result
+}
+
+/// Sets what the end of the present nest level takes back.
+pub fn set(settings: &[(&CStr, &CStr)]) {
+    for (name, value) in settings {
+        // SAFETY: C strings, on the main thread.
+        unsafe {
             pg_sys::set_config_option(
                 name.as_ptr(),
                 value.as_ptr(),
@@ -34,16 +51,7 @@ pub fn acting_with<T>(role: pg_sys::Oid, settings: &[(&CStr, &CStr)], work: impl
                 false,
             );
         }
-        nest_level
-    };
-    let result = work();
-    // SAFETY: the nest level is the one opened above; the identity is the one read above.
-    unsafe {
-        // false: what code of others has set meanwhile is taken back (as VACUUM does after index expressions).
-        pg_sys::AtEOXact_GUC(false, nest_level);
-        pg_sys::SetUserIdAndSecContext(caller, context);
     }
-    result
 }
 
 /// Runs `work` as the sync's owner, with the settings under which its query is planned and read: names are looked up where

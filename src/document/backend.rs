@@ -1,7 +1,7 @@
 //! Reading rows in a backend as the worker reads them: as the sync's owner, read-only, with the same output.
 
 use crate::catalog::Sync;
-use crate::catalog::acting::acting_for;
+use crate::catalog::acting::{acting_for, set};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
@@ -22,21 +22,7 @@ pub const OUTPUT: &[(&CStr, &CStr)] = &[
 /// for that role is for the caller to check.
 pub fn as_worker<T>(sync: &Sync, work: impl FnOnce() -> T) -> T {
     acting_for(sync, || {
-        for (name, value) in OUTPUT {
-            // SAFETY: C strings, on the main thread; acting_for() has opened the nest level that takes the values back.
-            unsafe {
-                pg_sys::set_config_option(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                    pg_sys::GucAction::GUC_ACTION_SAVE,
-                    true,
-                    0,
-                    false,
-                );
-            }
-        }
+        set(OUTPUT);
         // SAFETY: a flag of this (sub)transaction, put back here or by its abort (AbortSubTransaction in xact.c).
         unsafe {
             let before = pg_sys::XactReadOnly;

@@ -39,20 +39,17 @@ pub fn of(
 ) -> Statements {
     let alias = quoted(table);
     let table = format!("{}.{alias} AS {alias}", quoted(schema));
-    let address = |alias: &str| -> String {
-        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect::<Vec<_>>().join(", ")
-    };
     let blocks = format!(
         "FROM {table} WHERE {alias}.ctid OPERATOR(pg_catalog.>=) $1 AND {alias}.ctid OPERATOR(pg_catalog.<) $2"
     );
-    let addresses_by_block = format!("SELECT {}, NULL::pg_catalog.json {blocks}", address(&alias));
+    let addresses_by_block = format!("SELECT {}, NULL::pg_catalog.json {blocks}", address(sync, &alias));
     let (by_key, by_block) = match sync.document_query() {
         Some(query) => {
-            let select = format!("SELECT {}, {}", address("__fanout_q"), document(sync, "__fanout_q"));
+            let select = format!("SELECT {}, {}", address(sync, "__fanout_q"), document(sync, "__fanout_q"));
             (by_key(&select, &query_by_key(query, key), "__fanout_q", key, None), None)
         }
         None => {
-            let select = format!("SELECT {}, {}", address(&alias), document(sync, &alias));
+            let select = format!("SELECT {}, {}", address(sync, &alias), document(sync, &alias));
             let predicate = sync.options["predicate"].as_str();
             let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
             (by_key(&select, &table, &alias, key, predicate), Some(format!("{select} {blocks}{confined}")))
@@ -73,13 +70,8 @@ fn by_key(select: &str, from: &str, alias: &str, key: &[Condition], predicate: O
     if let [Condition { column, operator }] = key {
         return format!("{select} FROM {from} WHERE {alias}.{column} {operator} ANY ($1){}", confined("AND"));
     }
-    let join: Vec<String> = key
-        .iter()
-        .enumerate()
-        .map(|(n, Condition { column, operator })| format!("{alias}.{column} {operator} __fanout_k.__fanout_{}", n + 1))
-        .collect();
-    let keys = unnested(&(1..=key.len()).map(|n| format!("__fanout_{n}")).collect::<Vec<_>>(), "__fanout_k");
-    format!("{select} FROM {keys} JOIN {from} ON {}{}", join.join(" AND "), confined("WHERE"))
+    let keys = unnested(&numbered(key), "__fanout_k");
+    format!("{select} FROM {keys} JOIN {from} ON {}{}", equal(alias, key), confined("WHERE"))
 }
 
 /// The user's query as an item of FROM. With several key columns each key is looked up by itself: a condition on a row of
@@ -88,14 +80,29 @@ fn query_by_key(query: &str, key: &[Condition]) -> String {
     if key.len() == 1 {
         return format!("(\n{query}\n) AS __fanout_q");
     }
-    let conditions: Vec<String> = key
+    format!("LATERAL (SELECT * FROM (\n{query}\n) AS __fanout_i WHERE {}) AS __fanout_q", equal("__fanout_i", key))
+}
+
+/// The address columns of a row.
+fn address(sync: &Sync, alias: &str) -> String {
+    let columns: Vec<String> =
+        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect();
+    columns.join(", ")
+}
+
+/// Names for the columns of a key, as the rows of `__fanout_k` have them.
+fn numbered(key: &[Condition]) -> Vec<String> {
+    (1..=key.len()).map(|n| format!("__fanout_{n}")).collect()
+}
+
+/// The condition that a row has the key of a row of `__fanout_k`.
+fn equal(alias: &str, key: &[Condition]) -> String {
+    let columns: Vec<String> = key
         .iter()
-        .enumerate()
-        .map(|(n, Condition { column, operator })| {
-            format!("__fanout_i.{column} {operator} __fanout_k.__fanout_{}", n + 1)
-        })
+        .zip(numbered(key))
+        .map(|(Condition { column, operator }, name)| format!("{alias}.{column} {operator} __fanout_k.{name}"))
         .collect();
-    format!("LATERAL (SELECT * FROM (\n{query}\n) AS __fanout_i WHERE {}) AS __fanout_q", conditions.join(" AND "))
+    columns.join(" AND ")
 }
 
 /// Parameters $1, $2 … as the columns of rows.
@@ -114,19 +121,11 @@ pub fn related(
     casts: &[Option<String>],
     keys: Option<&str>,
 ) -> CString {
-    let address: Vec<String> =
-        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect();
     let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
     let values: Vec<String> = columns
         .iter()
         .zip(casts)
         .map(|(column, cast)| cast.as_ref().map_or_else(|| column.clone(), |of| format!("{column}::{of}")))
-        .collect();
-    let names: Vec<String> = (1..=key.len()).map(|n| format!("__fanout_{n}")).collect();
-    let conditions: Vec<String> = key
-        .iter()
-        .zip(&names)
-        .map(|(Condition { column, operator }, name)| format!("{alias}.{column} {operator} __fanout_k.{name}"))
         .collect();
     let sql = format!(
         "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) SELECT {address}, NULL::pg_catalog.json FROM {table} \
@@ -134,10 +133,10 @@ pub fn related(
         columns = columns.join(", "),
         values = values.join(", "),
         rows = unnested(&columns, "__fanout_c"),
-        address = address.join(", "),
+        address = address(sync, alias),
         keys = keys.unwrap_or("SELECT * FROM changed"),
-        names = names.join(", "),
-        conditions = conditions.join(" AND "),
+        names = numbered(key).join(", "),
+        conditions = equal(alias, key),
     );
     CString::new(sql).unwrap_or_default()
 }
