@@ -1,5 +1,7 @@
 //! `jsonb` as text: numbers keep every digit, and what an engine sent is not built up as a tree first.
 
+use super::jsonb;
+
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::pgrx_sql_entity_graph::metadata::{
@@ -24,6 +26,15 @@ impl FromDatum for JsonText {
 
 impl IntoDatum for JsonText {
     fn into_datum(self) -> Option<pg_sys::Datum> {
+        if let Some(bytes) = jsonb::encode(&self.0, &mut numeric) {
+            // SAFETY: palloc gives as many bytes as asked for, or raises; the first four are the length word.
+            return Some(unsafe {
+                let datum: *mut u8 = pg_sys::palloc(bytes.len()).cast();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), datum, bytes.len());
+                pgrx::set_varsize_4b(datum.cast(), bytes.len() as i32);
+                pg_sys::Datum::from(datum)
+            });
+        }
         let text = std::ffi::CString::new(self.0).ok()?;
         // SAFETY: jsonb_in takes a NUL-terminated text and copies what it needs.
         unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(text.as_ptr().into())]) }
@@ -31,6 +42,20 @@ impl IntoDatum for JsonText {
 
     fn type_oid() -> pg_sys::Oid {
         pg_sys::JSONBOID
+    }
+}
+
+/// Appends what numeric_in() makes of a number; raises where it does.
+fn numeric(number: &str, out: &mut Vec<u8>) {
+    let Ok(text) = std::ffi::CString::new(number) else { return };
+    let arguments = [Some(text.as_ptr().into()), pg_sys::InvalidOid.into_datum(), (-1_i32).into_datum()];
+    // SAFETY: numeric_in takes a NUL-terminated text and gives a numeric with a length word of four bytes.
+    unsafe {
+        if let Some(datum) = direct_function_call_as_datum(pg_sys::numeric_in, &arguments) {
+            let varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
+            out.extend_from_slice(std::slice::from_raw_parts(varlena.cast(), pgrx::varsize_4b(varlena)));
+            pg_sys::pfree(varlena.cast());
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod body;
 mod cursor;
 mod json;
+mod jsonb;
 mod known;
 mod planner;
 mod rows;

@@ -10,7 +10,8 @@ on_each_engine!(
     the_cursor_visits_every_row_once,
     nothing_that_a_visitor_types_throws,
     what_cannot_be_done_is_refused,
-    a_server_is_found_by_its_name
+    a_server_is_found_by_its_name,
+    what_is_found_is_the_jsonb_that_postgresql_makes
 );
 
 /// 300 products, searchable. Returns the sync, which is what es_search() takes.
@@ -196,4 +197,38 @@ fn a_server_is_found_by_its_name(world: &mut World, engine: &Engine) {
     let refusal = world.db.refusal(&search("nowhere"));
     assert_eq!(refusal.code, "08001", "{refusal}");
     assert!(refusal.message.contains("nowhere"), "{refusal}");
+}
+
+/// Sources are written as jsonb without jsonb_in(): each must be what it would have made.
+fn what_is_found_is_the_jsonb_that_postgresql_makes(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        r#"CREATE TABLE shapes (id int PRIMARY KEY, doc jsonb);
+         INSERT INTO shapes SELECT ordinality, doc::jsonb FROM unnest(ARRAY[
+             '{}', '[]', '{"a": {}, "b": []}', '{"ä": "ö\n\"\\", "e": "", "u": "\ud83d\ude00"}', '[true, false, null]',
+             '{"n": [0, -0, 1, -1.50, 1e3, 1E-7, 12345678901234567890.123, 9007199254740993]}',
+             '{"long name": 1, "b": 2, "aa": 3, "a": 4, "ab": [[1], [[2, "x"]], {"y": {"z": [null]}}]}'])
+         WITH ORDINALITY AS made (doc, ordinality);
+         -- More entries than one offset covers; odd lengths before what is aligned.
+         INSERT INTO shapes SELECT 100 + n, jsonb_build_object(
+             'wide', (SELECT jsonb_object_agg('key' || k, repeat('x', k % 7)) FROM generate_series(1, n) AS k),
+             'long', (SELECT jsonb_agg(CASE k % 3 WHEN 0 THEN to_jsonb(k * 1.5) WHEN 1 THEN to_jsonb(repeat('é', k % 5))
+                                       ELSE jsonb_build_object('k', k) END) FROM generate_series(1, n) AS k))
+         FROM unnest(ARRAY[1, 2, 31, 32, 33, 64, 65, 200]) AS n;
+         -- Long enough to be left to jsonb_in().
+         INSERT INTO shapes SELECT 1000, jsonb_build_object('text', repeat('0123456789', 500000))"#,
+    );
+    let sync = world.index_table("shapes", engine, r#", types => '{"jsonb": "disabled"}'"#);
+    world.wait(&sync);
+    // Stored each in a row of its own: then what has the same bytes has the same size.
+    world.db.exec(&format!(
+        "CREATE TABLE found AS SELECT id::int, source FROM es_search('{sync}', size => 50);
+         CREATE TABLE again AS SELECT id, source::text::jsonb AS again FROM found"
+    ));
+    let wrong = world.db.column(
+        "SELECT id FROM shapes LEFT JOIN found USING (id) LEFT JOIN again USING (id)
+         WHERE (source->'doc' = doc AND source = again AND again = source
+                AND pg_column_size(source) = pg_column_size(again)
+                AND (SELECT count(*) FROM jsonb_each(source)) = 2) IS NOT TRUE",
+    );
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
