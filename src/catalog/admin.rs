@@ -1,12 +1,23 @@
 //! `fanout.pause()`, `resume()`, `resync()`, `reconcile()`, `adopt()`, `drop_sync()`: by the sync's owner only.
 
 use crate::catalog::acting::privileged;
+use crate::catalog::declare::not_null;
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, identity, ours, require_preloaded, triggers};
 use crate::error::failure;
 use crate::server::role_name;
 use pgrx::prelude::*;
 use pgrx::{Spi, default, pg_sys};
+
+/// What all deliveries of a sync begin anew with.
+pub const ANEW: &str = "request = request + 1, position = NULL, rows_done = 0, rows_total = NULL";
+
+/// The phase in which the target is compared with the source. One that is yet to be made has nothing to be compared with: it
+/// is filled anyhow.
+pub const COMPARED: &str = "phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END";
+
+/// The phase in which the next index is made behind the alias.
+pub const NEXT_INDEX: &str = "phase = 'create', generation = generation + 1";
 
 /// Stops the deliveries of a sync; what changes meanwhile is delivered after fanout.resume().
 #[pg_extern(schema = "fanout", strict)]
@@ -27,10 +38,7 @@ fn resume(sync: &str) {
 fn resync(sync: &str) {
     let sync = not_parked(owned(sync));
     match sync.kind {
-        Kind::Index => update(
-            &sync,
-            "generation = generation + 1, request = request + 1, phase = 'create', position = NULL, rows_done = 0, rows_total = NULL",
-        ),
+        Kind::Index => update(&sync, &format!("{ANEW}, {NEXT_INDEX}")),
         Kind::Cache => start_reconcile(&sync),
     }
 }
@@ -42,11 +50,7 @@ fn reconcile(sync: &str) {
 }
 
 pub fn start_reconcile(sync: &Sync) {
-    // A target that is yet to be made has nothing to be compared with: it is filled anyhow.
-    update(
-        sync,
-        "request = request + 1, phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END, position = NULL, rows_done = 0, rows_total = NULL",
-    );
+    update(sync, &format!("{ANEW}, {COMPARED}"));
 }
 
 /// Makes a sync (NULL: all syncs of the caller) that came here with a dump or a copy one of this database, whoever fed
@@ -72,16 +76,11 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         table.lock();
         triggers::create(&table, &sync.name, relation);
     }
+    let sql = format!("UPDATE fanout.sync SET identity = $2, adopt = true, {ANEW}, {COMPARED} WHERE sync_id = $1");
     for sync in &syncs {
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
-                client.update(
-                    "UPDATE fanout.sync SET identity = $2, adopt = true, request = request + 1, position = NULL, rows_done = 0, rows_total = NULL,
-                            phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END
-                     WHERE sync_id = $1",
-                    None,
-                    &[sync.id.into(), identity().into()],
-                )?;
+                client.update(&sql, None, &[sync.id.into(), identity().into()])?;
                 Ok(())
             }));
         });
@@ -108,11 +107,8 @@ fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
 /// the index, or the keys of the template, and the sync goes with it once that is done.
 #[pg_extern(schema = "fanout")]
 fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
-    let drop_target = super::declare::not_null("drop_target", drop_target);
-    let Some(name) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-    };
-    let sync = owned(name);
+    let drop_target = not_null("drop_target", drop_target);
+    let sync = owned(not_null("sync", sync));
     for (table, sync, relation) in captured(std::slice::from_ref(&sync)) {
         // DROP TRIGGER takes ACCESS EXCLUSIVE on the table; only then our own tables are touched.
         if let Some(table) = table {

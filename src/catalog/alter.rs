@@ -1,15 +1,15 @@
 //! `fanout.alter_sync()`: everything that makes a sync what it is, changed later, and no more work than that takes.
 
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{not_parked, owned};
+use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, not_parked, owned};
 use crate::catalog::declare::{
-    check_fields, check_jitter, check_pipeline, check_search_fields, not_null, one_of, ttl_milliseconds,
+    check_fields, check_jitter, check_pipeline, check_search_fields, fits, not_null, one_of, ttl_milliseconds,
 };
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
 use crate::error::failure;
-use crate::server::{self, ServerKind, role_name};
+use crate::server::role_name;
 use crate::worker::pace::parse_window;
 use crate::worker::store;
 use pgrx::datum::Interval;
@@ -86,10 +86,7 @@ fn alter_sync(
 ) -> String {
     let dry_run = not_null("dry_run", dry_run);
     catalog::require_preloaded();
-    let Some(name) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-    };
-    let before = not_parked(owned(name));
+    let before = not_parked(owned(not_null("sync", sync)));
     let table = Table::get(before.source);
     let mut after = before.clone();
     let mut options = before.options.as_object().cloned().unwrap_or_default();
@@ -268,16 +265,7 @@ fn new_owner(name: &str, table: &Table) -> pg_sys::Oid {
 
 /// The server must fit the sync, and both its owner and the caller may use it; nobody else feeds the target there.
 fn check_server(sync: &Sync) {
-    let (kind, purpose) = match sync.kind {
-        Kind::Index => (ServerKind::Engine, "an index"),
-        Kind::Cache => (ServerKind::Redis, "a cache"),
-    };
-    let fit = server::expect_kind(&sync.server, kind, purpose)
-        .and_then(|()| server::check_usage(&sync.server, sync.owner))
-        .and_then(|()| server::check_usage(&sync.server, catalog::caller()));
-    if let Err(refusal) = fit {
-        refusal.raise();
-    }
+    fits(sync.kind, &sync.server, &[sync.owner, catalog::caller()]);
     if let Some(other) = catalog::feeding(&sync.server, &sync.target).filter(|other| other.id != sync.id) {
         failure(
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
@@ -334,15 +322,14 @@ fn announce(before: &Sync, after: &Sync, cost: Cost) {
 }
 
 fn store(before: &Sync, after: &Sync, cost: Cost) {
-    const ANEW: &str = ", request = request + 1, position = NULL, rows_done = 0, rows_total = NULL";
     let progress = match cost {
         Cost::Nothing => String::new(),
-        Cost::Reconcile => format!("{ANEW}, phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END"),
+        Cost::Reconcile => format!(", {ANEW}, {COMPARED}"),
         // On another server the target is made as it was made the first time.
         Cost::Resync if before.kind == Kind::Cache || after.server != before.server => {
-            format!("{ANEW}, phase = 'create'")
+            format!(", {ANEW}, phase = 'create'")
         }
-        Cost::Resync => format!("{ANEW}, phase = 'create', generation = generation + 1"),
+        Cost::Resync => format!(", {ANEW}, {NEXT_INDEX}"),
     };
     let sql = format!(
         "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4{progress} WHERE sync_id = $1"

@@ -3,9 +3,9 @@
 use crate::capture::{enqueue_image, image};
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::{not_parked, owned};
+use crate::catalog::declare::not_null;
 use crate::catalog::enqueue::layout;
 use crate::catalog::ours;
-use crate::error::failure;
 use pgrx::prelude::*;
 use pgrx::{Spi, default};
 
@@ -15,10 +15,7 @@ extension_sql_file!("../../sql/views.sql", name = "views", requires = ["bootstra
 /// fanout.dead_letters until they are delivered.
 #[pg_extern(schema = "fanout")]
 fn retry(sync: Option<&str>, id: default!(Option<&str>, "NULL")) -> i64 {
-    let Some(name) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-    };
-    let sync = not_parked(owned(name));
+    let sync = not_parked(owned(not_null("sync", sync)));
     let addresses = privileged(|| {
         ours(Spi::connect(|client| -> Result<Vec<Vec<u8>>, pgrx::spi::Error> {
             let mut addresses = Vec::new();

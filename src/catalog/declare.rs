@@ -152,16 +152,21 @@ fn wanted(kind: Kind, source: Option<Regclass>, server: Option<String>, name: Op
     {
         refusal.raise();
     }
+    fits(kind, &wanted.server, &[catalog::caller()]);
+    wanted
+}
+
+/// Raises unless the server is one for targets of that kind, and each of the roles may use it.
+pub fn fits(kind: Kind, server: &str, users: &[pg_sys::Oid]) {
     let (server_kind, purpose) = match kind {
         Kind::Index => (ServerKind::Engine, "an index"),
         Kind::Cache => (ServerKind::Redis, "a cache"),
     };
-    let fit = server::expect_kind(&wanted.server, server_kind, purpose)
-        .and_then(|()| server::check_usage(&wanted.server, catalog::caller()));
+    let fit = server::expect_kind(server, server_kind, purpose)
+        .and_then(|()| users.iter().try_for_each(|&user| server::check_usage(server, user)));
     if let Err(refusal) = fit {
         refusal.raise();
     }
-    wanted
 }
 
 /// Targets take UTF-8. A database with encoding SQL_ASCII may hold that, and its rows that are not are told one by one.
@@ -289,15 +294,21 @@ pub fn check_jitter(jitter: f64) -> f64 {
         .raise()
 }
 
-/// The address columns of a cache: the key, then what else the template names.
-fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec<String> {
+/// The key, then those of the columns that are not part of it.
+fn address_with(table: &Table, key: &[String], columns: &[String]) -> Vec<String> {
     let mut address = key.to_vec();
-    for column in template.columns() {
+    for column in columns {
         check_address_column(table, column);
         if !address.contains(column) {
             address.push(column.clone());
         }
     }
+    address
+}
+
+/// The address columns of a cache: the key, then what else the template names.
+fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec<String> {
+    let address = address_with(table, key, template.columns());
     if let Some(missing) = key.iter().find(|column| !template.columns().contains(column)) {
         failure(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -328,13 +339,7 @@ fn routed_columns(table: &Table, key: &[String], routing: String, options: &mut 
             .hint("For example '${tenant_id}': ${column} stands for a column of the table.")
             .raise()
     });
-    let mut address = key.to_vec();
-    for column in template.columns() {
-        check_address_column(table, column);
-        if !address.contains(column) {
-            address.push(column.clone());
-        }
-    }
+    let address = address_with(table, key, template.columns());
     options.insert("routing".to_owned(), json!(routing));
     address
 }

@@ -3,6 +3,7 @@
 use crate::capture::{enqueue_image, image};
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::{not_parked, owns};
+use crate::catalog::declare::not_null;
 use crate::catalog::key::type_name;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{self, Sync, ours};
@@ -52,10 +53,7 @@ struct Target {
 
 impl Target {
     fn of(name: Option<&str>) -> Self {
-        let Some(name) = name else {
-            failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-        };
-        let sync = not_parked(catalog::get(name));
+        let sync = not_parked(catalog::get(not_null("sync", name)));
         let table = Table::get(sync.source);
         if !owns(&sync) && !table.readable_by(catalog::caller()) {
             failure(

@@ -4,7 +4,7 @@ pub mod acting;
 pub mod admin;
 mod alter;
 mod dead_letters;
-mod declare;
+pub mod declare;
 pub mod document;
 pub mod enqueue;
 mod foreign_keys;
@@ -18,6 +18,7 @@ pub mod triggers;
 
 use crate::error::failure;
 use acting::privileged;
+use delivery::template::KeyTemplate;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi, pg_sys};
 use source::Table;
@@ -114,6 +115,21 @@ pub struct Relation {
     pub layout: Option<i64>,
 }
 
+/// What the names of documents are made with, where it is not the key of the row alone.
+pub struct Templates {
+    /// Of a cache: its keys.
+    pub key: Option<KeyTemplate>,
+    /// What decides on a document's shard instead of its id.
+    pub routing: Option<KeyTemplate>,
+}
+
+impl Templates {
+    /// A pattern that all keys of a cache match.
+    pub fn glob(&self) -> String {
+        self.key.as_ref().map(KeyTemplate::glob).unwrap_or_default()
+    }
+}
+
 impl Relation {
     /// The name of the related table, as messages show it. Within a transaction.
     pub fn source_name(&self) -> String {
@@ -130,6 +146,14 @@ impl Sync {
     /// Where the names in the sync's query and predicate are looked up.
     pub fn search_path(&self) -> Option<&str> {
         self.options["search_path"].as_str()
+    }
+
+    /// What the names of its documents are made with.
+    pub fn templates(&self) -> Templates {
+        Templates {
+            key: (self.kind == Kind::Cache).then(|| KeyTemplate::parse(&self.target).ok()).flatten(),
+            routing: self.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok()),
+        }
     }
 
     /// The concrete index behind the alias `target`.

@@ -3,6 +3,7 @@
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{not_parked, owned, start_reconcile};
+use crate::catalog::declare::not_null;
 use crate::catalog::foreign_keys::{Path, paths};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::Table;
@@ -24,11 +25,7 @@ fn related(
     columns: default!(Option<Vec<Option<String>>>, "NULL"),
     keys: default!(Option<String>, "NULL"),
 ) -> i64 {
-    let (Some(name), Some(source)) = (sync, source) else {
-        let argument = if sync.is_none() { "sync" } else { "source" };
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{argument}\" must not be NULL"))
-            .raise()
-    };
+    let (name, source) = (not_null("sync", sync), not_null("source", source));
     let sync = not_parked(owned(name));
     let table = Table::get(source.0);
     table.check_kind();

@@ -4,6 +4,7 @@ use super::attempt::attempt;
 use super::subject::{Held, Subject, held};
 use crate::capture;
 use crate::catalog::acting::privileged;
+use crate::catalog::declare::not_null;
 use crate::catalog::enqueue::address_of;
 use crate::catalog::{self, Kind, Sync, ours, triggers};
 use crate::document::as_worker;
@@ -53,10 +54,7 @@ fn document(sync: Option<&str>, key: pgrx::VariadicArray<&str>) -> Option<String
 }
 
 fn arguments(sync: Option<&str>, key: &pgrx::VariadicArray<&str>) -> (String, Vec<Option<String>>) {
-    let Some(sync) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-    };
-    (sync.to_owned(), key.iter().map(|value| value.map(str::to_owned)).collect())
+    (not_null("sync", sync).to_owned(), key.iter().map(|value| value.map(str::to_owned)).collect())
 }
 
 struct Explanation {

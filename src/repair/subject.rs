@@ -1,12 +1,11 @@
 //! A sync as seen from a backend: rows and documents of both sides.
 
 use crate::catalog::admin::owned;
-use crate::catalog::{Kind, Sync};
+use crate::catalog::{Kind, Sync, Templates};
 use crate::document::{Plans, Source, as_worker};
 use crate::error::Failure;
 use crate::network::{OwnersTarget, owners_target};
 use crate::worker::{Named, Naming, hash_fields};
-use delivery::template::KeyTemplate;
 use std::collections::HashMap;
 
 use super::canonical;
@@ -28,8 +27,7 @@ pub struct Subject {
     pub sync: Sync,
     source: Source,
     plans: Plans,
-    template: Option<KeyTemplate>,
-    routing: Option<KeyTemplate>,
+    templates: Templates,
 }
 
 impl Subject {
@@ -49,17 +47,12 @@ impl Subject {
         });
         let (source, plans) =
             prepared.map_err(|failed| failed.to_string())?.map_err(|unreadable| unreadable.to_string())?;
-        let template = match sync.kind {
-            Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
-            Kind::Index => None,
-        };
-        let routing = sync.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok());
-        Ok(Subject { sync, source, plans, template, routing })
+        let templates = sync.templates();
+        Ok(Subject { sync, source, plans, templates })
     }
 
     fn naming(&self) -> Naming<'_> {
-        let (template, routing) = (self.template.as_ref(), self.routing.as_ref());
-        Naming { sync: &self.sync, source: &self.source, template, routing }
+        Naming { sync: &self.sync, source: &self.source, templates: &self.templates }
     }
 
     /// Document id or key of an address. Calls output functions: within [`as_worker`].
@@ -91,7 +84,7 @@ impl Subject {
 
     /// The glob of the keys of a cache.
     pub fn glob(&self) -> String {
-        self.template.as_ref().map(KeyTemplate::glob).unwrap_or_default()
+        self.templates.glob()
     }
 
     /// Both sides of the plans, for what walks through all rows.

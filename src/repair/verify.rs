@@ -15,6 +15,7 @@ use super::suspect::{Difference, Sight, Suspect, Verdict};
 use crate::capture::{self, image};
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::not_parked;
+use crate::catalog::declare::not_null;
 use crate::catalog::{self, Kind, Phase, Sync, ours};
 use crate::document::as_worker;
 use crate::error::failure;
@@ -139,10 +140,7 @@ thread_local! {
 #[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
 fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interval>, examples: Option<i32>) {
     catalog::require_preloaded();
-    let Some(name) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" must not be NULL").raise()
-    };
-    let (sync, subject) = Subject::of(name);
+    let (sync, subject) = Subject::of(not_null("sync", sync));
     let sync = not_parked(sync);
     subject.unwrap_or_else(|why| unready(&sync, &why));
     check_phase(&sync);

@@ -6,7 +6,7 @@ use super::reading::read_as_owner;
 use super::runner::Runner;
 use super::transaction::{Class, Failed, transaction};
 use crate::capture::image;
-use crate::catalog::{Kind, Phase, Sync};
+use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::Source;
 use crate::settings;
 use delivery::bulk::BulkBuilder;
@@ -31,8 +31,7 @@ pub type Named = (String, Option<String>);
 pub struct Naming<'a> {
     pub sync: &'a Sync,
     pub source: &'a Source,
-    pub template: Option<&'a KeyTemplate>,
-    pub routing: Option<&'a KeyTemplate>,
+    pub templates: &'a Templates,
 }
 
 impl Naming<'_> {
@@ -45,11 +44,11 @@ impl Naming<'_> {
     pub fn name(&self, address: &[u8]) -> Option<Named> {
         let texts = self.source.render(address)?;
         let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
-        let name = match self.template {
+        let name = match &self.templates.key {
             Some(template) => self.fill(template, &values)?,
             None => delivery::id::document_id(&values[..self.source.keys]),
         };
-        let routing = match self.routing {
+        let routing = match &self.templates.routing {
             Some(routing) => Some(self.fill(routing, &values)?),
             None => None,
         };
@@ -71,7 +70,7 @@ impl Naming<'_> {
     /// Image of the address that an id (with its routing) or a key of the target stands for; None if it is none of this sync's.
     /// Raises where the text is none of the key's type.
     pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
-        let (mut texts, template, filled) = match (self.template, self.routing) {
+        let (mut texts, template, filled) = match (&self.templates.key, &self.templates.routing) {
             (Some(template), _) => (Vec::new(), template, name),
             (None, None) => return self.source.parse(&delivery::id::parse_document_id(name, self.source.keys)?),
             (None, Some(template)) => (delivery::id::parse_document_id(name, self.source.keys)?, template, routing?),
@@ -288,7 +287,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             .filter(|&(&address, _)| !delete_instead.contains(address))
             .map(|(&address, &slot)| (slot, address))
             .collect();
-        let routed = naming.routing.is_some();
+        let routed = naming.templates.routing.is_some();
         let (mut elsewhere, mut again) = (Vec::new(), Vec::new());
         let known = plans.read_keys(source, &asked, |address, document| {
             if routed {
@@ -380,8 +379,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     runner.last_read = usize::MAX;
     let Some((slice, from, to)) = scan.next_slice(limit) else { return Ok(Vec::new()) };
     let Some((source, Some(plans))) = &runner.source else { return Ok(Vec::new()) };
-    let naming =
-        Naming { sync: &runner.sync, source, template: runner.template.as_ref(), routing: runner.routing.as_ref() };
+    let naming = Naming { sync: &runner.sync, source, templates: &runner.templates };
     let pending: &mut Pending = &mut runner.pending;
     let mut claimed = Vec::new();
     // Rows that are more than batches should hold: they are read again, by their keys.

@@ -733,7 +733,7 @@ impl Worker {
                         JobKind::ScanIds { index: runner.sync.concrete_index(), cursor: cursor.clone(), size: PAGE }
                     }
                     Kind::Cache => JobKind::ScanKeys {
-                        glob: runner.template.as_ref().map(|template| template.glob()).unwrap_or_default(),
+                        glob: runner.templates.glob(),
                         cursor: cursor.as_ref().and_then(|cursor| cursor.parse().ok()),
                         count: PAGE,
                     },

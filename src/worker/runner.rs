@@ -6,13 +6,12 @@ use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
 use super::scan::{Ids, Scan};
 use super::shared::{self, ScanState, SyncSlot, SyncState};
-use crate::catalog::{Kind, Phase, Sync};
+use crate::catalog::{Phase, Sync, Templates};
 use crate::document::{Plans, Related, Source};
 use delivery::aimd::{Aimd, Bounds};
 use delivery::backoff::Backoff;
 use delivery::ownership::{Ownership, Sighting};
 use delivery::sender::Senders;
-use delivery::template::KeyTemplate;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -46,9 +45,7 @@ pub struct Runner {
     pub related_limit: usize,
     /// The tables that the source consists of: what alters them matters.
     pub tables: Vec<pgrx::pg_sys::Oid>,
-    pub template: Option<KeyTemplate>,
-    /// What decides on a document's shard instead of its id.
-    pub routing: Option<KeyTemplate>,
+    pub templates: Templates,
     pub senders: Option<Rc<Senders>>,
     /// Jobs that the senders take at a time: those in flight and as many waiting.
     pub capacity: usize,
@@ -126,14 +123,8 @@ pub struct Runner {
 impl Runner {
     /// Nothing is known yet but the catalog's row.
     pub fn new(sync: Sync, slot: &'static SyncSlot) -> Self {
-        let template = match sync.kind {
-            Kind::Cache => KeyTemplate::parse(&sync.target).ok(),
-            Kind::Index => None,
-        };
-        let routing = sync.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok());
         Self {
-            template,
-            routing,
+            templates: sync.templates(),
             slot,
             source: None,
             tables: Vec::new(),
@@ -209,7 +200,7 @@ impl Runner {
 
     /// How addresses are called in the target.
     pub fn naming<'a>(&'a self, source: &'a Source) -> Naming<'a> {
-        Naming { sync: &self.sync, source, template: self.template.as_ref(), routing: self.routing.as_ref() }
+        Naming { sync: &self.sync, source, templates: &self.templates }
     }
 
     /// The values of the key columns of an address.

@@ -9,7 +9,6 @@ use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
 use delivery::ownership::{ClaimOutcome, Heartbeat};
 use delivery::sender::{JobKind, JobResult};
-use delivery::template::KeyTemplate;
 use std::time::Instant;
 
 /// Asks the next thing of a target that is not ready; sends the heartbeat of one that is. True if a job was sent.
@@ -199,7 +198,7 @@ pub fn remove(worker: &mut Worker, id: i32) -> bool {
     let kind = match runner.sync.kind {
         Kind::Index => JobKind::DeleteIndex { concrete: runner.sync.concrete_index() },
         Kind::Cache => {
-            let glob = runner.template.as_ref().map(KeyTemplate::glob).unwrap_or_default();
+            let glob = runner.templates.glob();
             JobKind::ScanKeys { glob, cursor: None, count: PAGE }
         }
     };
@@ -248,14 +247,15 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
         }
         Ok(JobResult::Keys(page)) => {
             let mut batch = RedisBatch::new();
-            let ours = |key: &&String| runner.template.as_ref().is_some_and(|known| known.parse_key(key).is_some());
+            let ours =
+                |key: &&String| runner.templates.key.as_ref().is_some_and(|known| known.parse_key(key).is_some());
             for (slot, key) in page.keys.iter().filter(ours).enumerate() {
                 batch.push_delete(slot as u32, key);
             }
             (Task::Drop(Some(page.cursor.map_or_else(String::new, |cursor| cursor.to_string()))), JobKind::Redis(batch))
         }
         Ok(JobResult::Redis(_)) if next.as_deref().is_some_and(|cursor| !cursor.is_empty()) => {
-            let glob = runner.template.as_ref().map(KeyTemplate::glob).unwrap_or_default();
+            let glob = runner.templates.glob();
             let cursor = next.and_then(|cursor| cursor.parse().ok());
             (Task::Drop(None), JobKind::ScanKeys { glob, cursor, count: PAGE })
         }
