@@ -15,17 +15,21 @@
 //!    has to solve it.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result, bounded};
 use crate::id::MAX_ID_BYTES;
 
-/// Builds the body of one `POST /{index}/_bulk`. Every action carries a version of type `external_gte`.
+/// Builds the body of one `POST /{index}/_bulk`. Every action carries a version of type `external_gte`, and its index if that
+/// is not the one in the path.
 #[derive(Debug)]
 pub struct BulkBuilder {
     body: BulkBody,
     routing: Option<String>,
+    /// Which of the body's indices actions are added for.
+    index: usize,
 }
 
 impl BulkBuilder {
@@ -33,8 +37,9 @@ impl BulkBuilder {
     pub fn new(index: &str) -> BulkBuilder {
         BulkBuilder {
             routing: None,
+            index: 0,
             body: BulkBody {
-                index: index.to_owned(),
+                indices: vec![index.to_owned()],
                 pipeline: None,
                 bytes: Vec::new(),
                 ids: String::new(),
@@ -48,20 +53,29 @@ impl BulkBuilder {
     /// As [`BulkBuilder::new`], with the memory of a batch that came back in a report.
     pub fn reuse(index: &str, spent: BulkBody) -> BulkBuilder {
         let mut body = spent;
-        body.index.clear();
-        body.index.push_str(index);
+        body.indices.clear();
+        body.indices.push(index.to_owned());
         body.bytes.clear();
         body.ids.clear();
         body.entries.clear();
         body.deletes = 0;
         body.refused = 0;
         body.pipeline = None;
-        BulkBuilder { body, routing: None }
+        BulkBuilder { body, routing: None, index: 0 }
     }
 
     /// The ingest pipeline that documents go through.
     pub fn set_pipeline(&mut self, pipeline: Option<&str>) {
         self.body.pipeline = pipeline.map(str::to_owned);
+    }
+
+    /// The concrete index of the actions that are added from now on.
+    pub fn set_index(&mut self, index: &str) {
+        let indices = &mut self.body.indices;
+        self.index = indices.iter().position(|known| known == index).unwrap_or_else(|| {
+            indices.push(index.to_owned());
+            indices.len() - 1
+        });
     }
 
     /// What decides on the shard of the actions that are added from now on, instead of their ids.
@@ -81,7 +95,7 @@ impl BulkBuilder {
                 .then_some("the document is not a JSON object")
         });
         if self.push_entry(slot, id, false, reason) {
-            push_action(&mut self.body.bytes, b"{\"index\":{\"_id\":", id, self.routing.as_deref(), version);
+            self.push_action(b"{\"index\":{\"_id\":", id, version);
             push_line(&mut self.body.bytes, trimmed);
         }
     }
@@ -89,7 +103,7 @@ impl BulkBuilder {
     /// Adds a deletion.
     pub fn push_delete(&mut self, slot: u32, id: &str, version: u64) {
         if self.push_entry(slot, id, true, refusal(id, version)) {
-            push_action(&mut self.body.bytes, b"{\"delete\":{\"_id\":", id, self.routing.as_deref(), version);
+            self.push_action(b"{\"delete\":{\"_id\":", id, version);
         }
     }
 
@@ -116,10 +130,27 @@ impl BulkBuilder {
     fn push_entry(&mut self, slot: u32, id: &str, delete: bool, refused: Option<&'static str>) -> bool {
         let body = &mut self.body;
         body.ids.push_str(id);
-        body.entries.push(Entry { slot, id_end: body.ids.len(), delete, refused });
+        body.entries.push(Entry { slot, index: self.index, id_end: body.ids.len(), delete, refused });
         body.deletes += usize::from(delete && refused.is_none());
         body.refused += usize::from(refused.is_some());
         refused.is_none()
+    }
+
+    fn push_action(&mut self, head: &[u8], id: &str, version: u64) {
+        let out = &mut self.body.bytes;
+        out.extend_from_slice(head);
+        push_json_string(out, id);
+        if self.index > 0 {
+            out.extend_from_slice(b",\"_index\":");
+            push_json_string(out, &self.body.indices[self.index]);
+        }
+        if let Some(routing) = &self.routing {
+            out.extend_from_slice(b",\"routing\":");
+            push_json_string(out, routing);
+        }
+        out.extend_from_slice(b",\"version\":");
+        push_decimal(out, version);
+        out.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
     }
 }
 
@@ -134,18 +165,6 @@ fn refusal(id: &str, version: u64) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn push_action(out: &mut Vec<u8>, head: &[u8], id: &str, routing: Option<&str>, version: u64) {
-    out.extend_from_slice(head);
-    push_json_string(out, id);
-    if let Some(routing) = routing {
-        out.extend_from_slice(b",\"routing\":");
-        push_json_string(out, routing);
-    }
-    out.extend_from_slice(b",\"version\":");
-    push_decimal(out, version);
-    out.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
 }
 
 /// Appends `document` as one line.
@@ -194,6 +213,8 @@ pub(crate) fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
 #[derive(Debug)]
 struct Entry {
     slot: u32,
+    /// Which of the body's indices it is for.
+    index: usize,
     /// Where its id ends in `ids`; it begins where the one before ends.
     id_end: usize,
     delete: bool,
@@ -204,7 +225,8 @@ struct Entry {
 /// A batch that is ready to be sent.
 #[derive(Debug)]
 pub struct BulkBody {
-    index: String,
+    /// The first is the one in the path.
+    indices: Vec<String>,
     pipeline: Option<String>,
     pub(crate) bytes: Vec<u8>,
     ids: String,
@@ -214,9 +236,14 @@ pub struct BulkBody {
 }
 
 impl BulkBody {
-    /// The index it is for.
+    /// The index it is for: the first, if there are several.
     pub fn index(&self) -> &str {
-        &self.index
+        self.indices.first().map_or("", String::as_str)
+    }
+
+    /// All the indices that it is for.
+    pub fn indices(&self) -> &[String] {
+        &self.indices
     }
 
     /// The ingest pipeline that its documents go through.
@@ -350,8 +377,8 @@ impl Reason<'_> {
 
 pub(crate) struct Parsed {
     pub(crate) outcomes: Vec<(u32, BulkOutcome)>,
-    /// An action was the first of its shard: the index may have been created by it.
-    pub(crate) first_of_shard: bool,
+    /// Which of the body's indices had an action that was the first of its shard: it may have created the index.
+    pub(crate) first_of_shard: BTreeSet<usize>,
 }
 
 /// Parses a bulk response. `body` is the request: outcomes are matched by count, action and id, and come in its order.
@@ -373,7 +400,7 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
     }
     let mut items = response.items.into_iter();
     let mut outcomes = Vec::with_capacity(body.entries.len());
-    let mut first_of_shard = false;
+    let mut first_of_shard = BTreeSet::new();
     let mut id_start = 0;
     for entry in &body.entries {
         let id = &body.ids[id_start..entry.id_end];
@@ -393,7 +420,9 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
                 "the items in the reply to a bulk request are not those that were sent",
             ));
         }
-        first_of_shard |= action.seq_no == Some(0);
+        if action.seq_no == Some(0) {
+            first_of_shard.insert(entry.index);
+        }
         outcomes.push((entry.slot, classify(&action, delete)));
     }
     Ok(Parsed { outcomes, first_of_shard })
@@ -473,6 +502,31 @@ mod tests {
         assert!(body.has_deletes());
         let body = BulkBuilder::reuse("other", body).finish();
         assert_eq!((body.index(), body.len(), body.bytes(), body.has_deletes()), ("other", 0, 0, false));
+    }
+
+    #[test]
+    fn actions_for_other_indices_name_them() {
+        let mut builder = BulkBuilder::new("orders-2024");
+        builder.push_index(1, "a", 7, b"{}");
+        builder.set_index("orders-2025");
+        builder.push_delete(2, "b", 7);
+        builder.push_delete(3, "c", 7);
+        builder.set_index("orders-2024");
+        builder.push_delete(4, "d", 7);
+        let body = builder.finish();
+        assert_eq!((body.index(), body.indices()), ("orders-2024", &["orders-2024".into(), "orders-2025".into()][..]));
+        let indices: Vec<Value> = lines(&body)
+            .iter()
+            .filter_map(|line| Some(line.get("index").or(line.get("delete"))?["_index"].clone()))
+            .collect();
+        assert_eq!(indices, [json!(null), json!("orders-2025"), json!("orders-2025"), json!(null)]);
+        let items: Vec<Value> = [("index", "a", 3), ("delete", "b", 4), ("delete", "c", 0), ("delete", "d", 5)]
+            .map(|(action, id, seq)| json!({action: {"_id": id, "status": 200, "_seq_no": seq}}))
+            .into();
+        let parsed = parse(json!({ "items": items }).to_string().as_bytes(), &body).unwrap();
+        assert_eq!(parsed.first_of_shard.into_iter().collect::<Vec<_>>(), [1]);
+        let reused = BulkBuilder::reuse("other", body).finish();
+        assert_eq!(reused.indices(), ["other"]);
     }
 
     #[test]
@@ -591,9 +645,9 @@ mod tests {
     fn the_first_action_of_a_shard_is_noticed() {
         let body = body_of(&[("a", true)]);
         let reply = br#"{"items":[{"delete":{"_id":"a","status":404,"_seq_no":0}}]}"#;
-        assert!(parse(reply, &body).unwrap().first_of_shard);
+        assert!(!parse(reply, &body).unwrap().first_of_shard.is_empty());
         let reply = br#"{"items":[{"delete":{"_id":"a","status":404,"_seq_no":10}}]}"#;
-        assert!(!parse(reply, &body).unwrap().first_of_shard);
+        assert!(parse(reply, &body).unwrap().first_of_shard.is_empty());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod escape;
 pub mod id;
 pub mod keyspace;
 pub mod ownership;
+pub mod period;
 pub mod sender;
 pub mod signals;
 pub mod template;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{claim, server, unique};
 use delivery::bulk::{BulkBody, BulkBuilder, BulkOutcome};
 use delivery::config::{EngineConfig, Flavor};
-use delivery::engine::{Engine, IndexState, TotalRelation};
+use delivery::engine::{Engine, IndexState, TotalRelation, Which};
 use delivery::ownership::{CONTROL_INDEX, ClaimOutcome, Heartbeat};
 use delivery::{Error, ErrorKind};
 use serde_json::{Value, json};
@@ -117,6 +117,65 @@ fn documents_are_written_and_deleted_by_version() {
         assert!(engine.get(&index.alias, "..").unwrap().is_none());
         engine.refresh(&index.alias).unwrap();
         assert_eq!(engine.count(&index.alias).unwrap(), 1);
+    });
+}
+
+#[test]
+fn there_may_be_an_index_a_period() {
+    on_each(|engine, url| {
+        let alias = unique("periods");
+        let body =
+            json!({"settings": {"number_of_replicas": 0}, "mappings": {"properties": {"n": {"type": "integer"}}}});
+        let named = |generation: &str, ends: &[&str]| -> Vec<String> {
+            ends.iter().map(|end| format!("{generation}-{end}")).collect()
+        };
+        let (one, two) = (format!("{alias}-fanout-1"), format!("{alias}-fanout-2"));
+        let first = engine.ensure_periods(&one, &named(&one, &["2024", "none"]), &alias, &body).unwrap();
+        assert_eq!(first.made, first.present);
+        let again = engine.ensure_periods(&one, &named(&one, &["2025"]), &alias, &body).unwrap();
+        assert_eq!(again.made.iter().collect::<Vec<_>>(), [&format!("{one}-2025")]);
+        assert_eq!(again.present.len(), 3);
+        assert_eq!(engine.alias_holders(&alias).unwrap(), named(&one, &["2024", "2025", "none"]));
+        // One batch for two of them.
+        let in_2025 = format!("{one}-2025");
+        let outcomes = engine.bulk(&mut self::body(&format!("{one}-2024"), |bulk| {
+            bulk.push_index(1, "1", 10, br#"{"n":1}"#);
+            bulk.set_index(&in_2025);
+            bulk.push_index(2, "1", 10, br#"{"n":2}"#);
+            bulk.push_delete(3, "9", 10);
+        }));
+        assert_eq!(outcomes.unwrap(), [1, 2, 3].map(|slot| (slot, BulkOutcome::Done)));
+        let page = engine.scan_ids(&one, None, 10).unwrap();
+        let found: BTreeSet<(String, String)> = page.indices.into_iter().zip(page.ids).collect();
+        assert_eq!(found, named(&one, &["2024", "2025"]).into_iter().map(|index| (index, "1".to_owned())).collect());
+        let in_2026 = format!("{one}-2026");
+        let which = |index| Which { id: "1", routing: None, index: Some(index) };
+        let held = engine.get_many(&one, &[which(&in_2025), which(&in_2026)]).unwrap();
+        assert_eq!(held[0].as_ref().unwrap().source.as_ref().unwrap().get(), r#"{"n":2}"#);
+        assert!(held[1].is_none());
+        // Nothing is sent where one of them is not there.
+        let outcomes = engine.bulk(&mut self::body(&in_2025, |bulk| {
+            bulk.push_index(1, "2", 10, b"{}");
+            bulk.set_index(&in_2026);
+            bulk.push_delete(2, "2", 10);
+        }));
+        assert_eq!(outcomes.unwrap(), [1, 2].map(|slot| (slot, BulkOutcome::IndexMissing)));
+        // The next generation is not served before the alias moves, and then it alone is.
+        engine.ensure_periods(&two, &named(&two, &["2024", "none"]), &alias, &body).unwrap();
+        assert_eq!(engine.alias_holders(&alias).unwrap().len(), 3);
+        engine.swap_alias(&alias, Some(&one), &two, &Value::Null).unwrap();
+        engine.ensure_periods(&two, &named(&two, &["2025"]), &alias, &body).unwrap();
+        assert_eq!(engine.alias_holders(&alias).unwrap(), named(&two, &["2024", "2025", "none"]));
+        assert!(engine.delete_index(&one).unwrap() && !engine.delete_index(&one).unwrap());
+        // An index of somebody else is left alone, and the alias of a generation is for its own.
+        assert_eq!(raw(reqwest::Method::PUT, format!("{url}/{two}-2027"), json!({})), 200);
+        assert_eq!(kind(engine.ensure_periods(&two, &named(&two, &["2027"]), &alias, &body)), ErrorKind::Conflict);
+        let add = json!({"actions": [{"add": {"index": format!("{two}-2027"), "alias": two}}]});
+        assert_eq!(raw(reqwest::Method::POST, format!("{url}/_aliases"), add), 200);
+        assert_eq!(kind(engine.ensure_periods(&two, &named(&two, &["2024"]), &alias, &body)), ErrorKind::Conflict);
+        assert_eq!(kind(engine.delete_index(&two)), ErrorKind::Conflict);
+        assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{two}-2027"), Value::Null), 200);
+        assert!(engine.delete_index(&two).unwrap());
     });
 }
 

@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::http::{Request, parsed, refusal, refusal_type, segment};
+use super::http::{Reply, Request, parsed, refusal, refusal_type, segment};
+use super::periods::is_of;
 use super::{Engine, IndexState};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -72,52 +73,55 @@ impl Engine {
         check_name(concrete)?;
         check_name(alias)?;
         self.forget_check(concrete);
-        let mut alias_is_here = false;
-        let alias_is_free = match self.describe(alias)? {
-            Named::Nothing => true,
-            Named::Alias(indices) => {
-                if let Some((index, _)) = indices.iter().find(|(_, marked)| !**marked) {
-                    return Err(conflict(format!(
-                        "the alias \"{alias}\" points to index \"{index}\", which was not made by pg_fanout"
-                    )));
-                }
-                alias_is_here = indices.contains_key(concrete);
-                false
-            }
-            Named::Index { .. } => {
-                return Err(conflict(format!("\"{alias}\" is an index, so it can't be an alias")));
-            }
-            Named::DataStream => {
-                return Err(conflict(format!("\"{alias}\" is a data stream, so it can't be an alias")));
-            }
-        };
+        let holders = self.holders(alias)?;
+        let (alias_is_free, alias_is_here) = (holders.is_empty(), holders.iter().any(|holder| holder == concrete));
         let path = format!("/{}", segment(concrete));
         let request = Request::new(Method::PUT, &path).json(&index_body(body, alias, alias_is_free));
         let reply = self.http.send(&request)?;
         if (200..300).contains(&reply.status) {
             return Ok(IndexState::Created);
         }
-        // Elasticsearch before 6 said index_already_exists_exception; both engines of today agree on this one.
-        if !(reply.status == 400 && refusal_type(&reply) == "resource_already_exists_exception") {
+        if !already_exists(&reply) {
             return Err(refusal(&reply));
         }
-        match self.describe(concrete)? {
-            Named::Index { marked: true } => {}
-            _ => {
-                return Err(conflict(format!(
-                    "the index \"{concrete}\" exists but was not made by pg_fanout; delete or rename it"
-                )));
-            }
-        }
+        self.must_be_ours(concrete)?;
         let further = &body["aliases"];
         if alias_is_free || (alias_is_here && further.is_object()) {
-            self.point_alias(alias, &[], concrete, further)?;
+            self.point_alias(alias, &[], &[concrete], further)?;
         }
         Ok(IndexState::Exists)
     }
 
+    /// The indices that an alias points to, all of them ours; empty if nothing has the name.
+    pub(super) fn holders(&self, alias: &str) -> Result<Vec<String>> {
+        match self.describe(alias)? {
+            Named::Nothing => Ok(Vec::new()),
+            Named::Alias(indices) => {
+                if let Some((index, _)) = indices.iter().find(|(_, marked)| !**marked) {
+                    return Err(conflict(format!(
+                        "the alias \"{alias}\" points to index \"{index}\", which was not made by pg_fanout"
+                    )));
+                }
+                Ok(indices.into_keys().collect())
+            }
+            Named::Index { .. } => Err(conflict(format!("\"{alias}\" is an index, so it can't be an alias"))),
+            Named::DataStream => Err(conflict(format!("\"{alias}\" is a data stream, so it can't be an alias"))),
+        }
+    }
+
+    /// [`ErrorKind::Conflict`] if an index that exists has not our mark.
+    pub(super) fn must_be_ours(&self, index: &str) -> Result<()> {
+        match self.describe(index)? {
+            Named::Index { marked: true } => Ok(()),
+            _ => Err(conflict(format!(
+                "the index \"{index}\" exists but was not made by pg_fanout; delete or rename it"
+            ))),
+        }
+    }
+
     /// Points the alias at `new` and no longer at `old`, nor at any other index of ours (of a rebuild that was overtaken), in
     /// one step, once all that `new` holds can be searched, and the `further` aliases (name → what engines take for one) with it.
+    /// `new` may be the alias of a generation: then it is all indices of that.
     /// Harmless if it is so already. [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
     pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str, further: &Value) -> Result<()> {
         for name in [Some(alias), old, Some(new)].into_iter().flatten() {
@@ -136,38 +140,56 @@ impl Engine {
             }
             _ => return Err(conflict(format!("\"{alias}\" is not an alias"))),
         };
-        if holders == [new] && !further.is_object() {
+        let coming = match self.describe(new)? {
+            Named::Alias(indices) => indices.into_keys().collect(),
+            _ => vec![new.to_owned()],
+        };
+        if holders == coming && !further.is_object() {
             return Ok(());
         }
         // What is not refreshed yet would be missing from searches from one moment to the next.
         self.refresh(new)?;
-        let leaving: Vec<&str> = holders.iter().map(String::as_str).filter(|holder| *holder != new).collect();
-        self.point_alias(alias, &leaving, new, further)
+        let leaving: Vec<&str> = holders.iter().filter(|it| !coming.contains(it)).map(String::as_str).collect();
+        self.point_alias(alias, &leaving, &coming.iter().map(String::as_str).collect::<Vec<_>>(), further)
     }
 
-    fn point_alias(&self, alias: &str, leaving: &[&str], new: &str, further: &Value) -> Result<()> {
+    pub(super) fn point_alias(&self, alias: &str, leaving: &[&str], coming: &[&str], further: &Value) -> Result<()> {
         let mut actions: Vec<Value> =
             leaving.iter().map(|index| json!({"remove": {"index": index, "alias": alias}})).collect();
-        actions.push(json!({"add": {"index": new, "alias": alias, "is_write_index": true}}));
+        for index in coming {
+            let mut add = json!({"index": index, "alias": alias});
+            if let [_] = coming {
+                add["is_write_index"] = json!(true);
+            }
+            actions.push(json!({ "add": add }));
+        }
         for (name, definition) in further.as_object().into_iter().flatten() {
             let left = |index: &&str| json!({"remove": {"index": index, "alias": name, "must_exist": false}});
             actions.extend(leaving.iter().map(left));
-            let mut add = definition.clone();
-            add["index"] = json!(new);
-            add["alias"] = json!(name);
-            actions.push(json!({ "add": add }));
+            actions.extend(coming.iter().map(|index| {
+                let mut add = definition.clone();
+                add["index"] = json!(index);
+                add["alias"] = json!(name);
+                json!({ "add": add })
+            }));
         }
         self.http.ask(&Request::new(Method::POST, "/_aliases").json(&json!({"actions": actions})))?;
         Ok(())
     }
 
-    /// Deletes a concrete index, which must have our mark. False: there was none.
+    /// Deletes a concrete index, or all of a generation by its alias, which must have our mark. False: there was none.
     pub fn delete_index(&self, concrete: &str) -> Result<bool> {
         check_name(concrete)?;
         self.forget_check(concrete);
         match self.describe(concrete)? {
             Named::Nothing => return Ok(false),
             Named::Index { marked: true } => {}
+            Named::Alias(indices) if indices.iter().all(|(index, marked)| *marked && is_of(concrete, index)) => {
+                for index in indices.keys() {
+                    self.delete_index(index)?;
+                }
+                return Ok(true);
+            }
             _ => return Err(conflict(format!("\"{concrete}\" is not an index that pg_fanout made: not deleted"))),
         }
         let path = format!("/{}", segment(concrete));
@@ -227,7 +249,13 @@ impl Engine {
     }
 }
 
-fn conflict(message: String) -> Error {
+/// Whether a request to make an index was refused because it is there. Elasticsearch before 6 said
+/// index_already_exists_exception; both engines of today agree on this one.
+pub(super) fn already_exists(reply: &Reply) -> bool {
+    reply.status == 400 && refusal_type(reply) == "resource_already_exists_exception"
+}
+
+pub(super) fn conflict(message: String) -> Error {
     Error::new(ErrorKind::Conflict, message)
 }
 
@@ -256,7 +284,7 @@ pub(super) fn pattern(name: &str) -> Result<String> {
     Ok(segment(name))
 }
 
-fn index_body(body: &Value, alias: &str, with_alias: bool) -> Value {
+pub(super) fn index_body(body: &Value, alias: &str, with_alias: bool) -> Value {
     let mut body = body.as_object().cloned().unwrap_or_default();
     let settings = object(&mut body, "settings");
     let given = settings.contains_key("index.gc_deletes")

@@ -9,7 +9,7 @@ use super::{Engine, Unfit};
 use crate::error::{ErrorKind, Result};
 
 impl Engine {
-    /// Puts the fields of `mappings` that the index does not have into its mapping. Gives those that it has as something else,
+    /// Puts the fields of `mappings` that the index, or one of those behind an alias, does not have into its mapping. Gives those that it has as something else,
     /// or that the engine refuses: they stay as they are until there is a new index.
     pub fn extend_mapping(&self, index: &str, mappings: &Value) -> Result<Vec<Unfit>> {
         check_name(index)?;
@@ -21,11 +21,22 @@ impl Engine {
             Err(error) => return Err(error),
         };
         let present: Value = parsed(&reply)?;
+        let mut unfit = Vec::new();
+        for (index, present) in present.as_object().into_iter().flatten() {
+            for found in self.extend_one(index, mappings, &present["mappings"])? {
+                if !unfit.contains(&found) {
+                    unfit.push(found);
+                }
+            }
+        }
+        Ok(unfit)
+    }
+
+    fn extend_one(&self, index: &str, mappings: &Value, present: &Value) -> Result<Vec<Unfit>> {
+        let path = format!("/{}/_mapping", segment(index));
         let (mut missing, mut unfit) = (Map::new(), Vec::new());
-        let nothing = Map::new();
         let fields = |mappings: &Value| mappings["properties"].as_object().cloned().unwrap_or_default();
-        let present = present.as_object().unwrap_or(&nothing).values().next().map(|index| fields(&index["mappings"]));
-        compare("", &fields(mappings), &present.unwrap_or_default(), &mut missing, &mut unfit);
+        compare("", &fields(mappings), &fields(present), &mut missing, &mut unfit);
         if missing.is_empty() {
             return Ok(unfit);
         }

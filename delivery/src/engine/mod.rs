@@ -7,6 +7,7 @@ mod host;
 mod http;
 mod index;
 mod mapping;
+mod periods;
 mod report;
 mod search;
 
@@ -22,7 +23,8 @@ use serde_json::value::RawValue;
 pub use self::host::LookUp;
 use self::http::{Http, NDJSON, Request, parsed, refusal, segment};
 use self::index::check_name;
-pub use self::report::IndexReport;
+pub use self::periods::Periods;
+pub use self::report::{IndexReport, Which};
 use crate::bulk::{BulkBody, BulkOutcome, RESPONSE_FILTER};
 use crate::config::{EngineConfig, Flavor};
 use crate::error::{Error, ErrorKind, Result};
@@ -68,6 +70,8 @@ pub struct StoredDocument {
 /// A page of ids.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdPage {
+    /// Of each id, the concrete index.
+    pub indices: Vec<String>,
     /// Of each id, what decided on its shard instead of it.
     pub routings: Vec<Option<String>>,
     /// Ids, in no particular order.
@@ -204,13 +208,15 @@ impl Engine {
     /// Sends a batch, once. `Err`: it failed as a whole; see [`crate::Error::outcome_unknown`]. The body's memory is
     /// lent to the connection and back in `body` afterwards. See [`crate::bulk`] for what guards the index.
     pub fn bulk(&self, body: &mut BulkBody) -> Result<Vec<(u32, BulkOutcome)>> {
-        check_name(body.index())?;
+        body.indices().iter().try_for_each(|index| check_name(index))?;
         if body.bytes() == 0 {
             return Ok(body.all(&BulkOutcome::Done));
         }
         let max_age = if body.has_deletes() { CHECK_BEFORE_DELETES } else { CHECK_BEFORE_WRITES };
-        if !self.index_is_ours(body.index(), max_age)? {
-            return Ok(body.all(&BulkOutcome::IndexMissing));
+        for index in body.indices() {
+            if !self.index_is_ours(index, max_age)? {
+                return Ok(body.all(&BulkOutcome::IndexMissing));
+            }
         }
         // The engine's own limit on waiting for a shard (1 min by default) must end before ours: else all we get is a
         // time-out, and know nothing of any document.
@@ -241,9 +247,10 @@ impl Engine {
             error
         })?;
         let parsed = crate::bulk::parse(&reply.body, body)?;
-        if parsed.first_of_shard {
-            self.forget_check(body.index());
-            let ours = self.index_is_ours(body.index(), Duration::ZERO).map_err(|error| {
+        for &index in &parsed.first_of_shard {
+            let index = &body.indices()[index];
+            self.forget_check(index);
+            let ours = self.index_is_ours(index, Duration::ZERO).map_err(|error| {
                 // Not that error's own kind: it might say that nothing was sent.
                 Error::new(ErrorKind::ConnectionLost, error.message().to_owned()).with_source(error)
             })?;
@@ -252,7 +259,7 @@ impl Engine {
             }
         }
         if parsed.outcomes.iter().any(|(_, outcome)| *outcome == BulkOutcome::IndexMissing) {
-            self.forget_check(body.index());
+            body.indices().iter().for_each(|index| self.forget_check(index));
         }
         Ok(parsed.outcomes)
     }

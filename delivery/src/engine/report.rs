@@ -14,6 +14,17 @@ use super::{Engine, StoredDocument};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::Owner;
 
+/// A document that is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Which<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// What decided on its shard instead of the id.
+    pub routing: Option<&'a str>,
+    /// Its concrete index, where there are several.
+    pub index: Option<&'a str>,
+}
+
 /// A concrete index as it is.
 #[derive(Debug, Clone, Default)]
 pub struct IndexReport {
@@ -37,30 +48,30 @@ struct Described {
     mappings: Map<String, Value>,
 }
 
+impl Described {
+    fn report(self) -> IndexReport {
+        let ours = self.mappings.get("_meta").is_some_and(|meta| !meta[MARK].is_null());
+        let properties = match self.mappings.get("properties") {
+            Some(Value::Object(properties)) => properties.clone(),
+            _ => Map::new(),
+        };
+        IndexReport { ours, aliases: self.aliases.into_keys().collect(), settings: self.settings, properties }
+    }
+}
+
 impl Engine {
-    /// How the index of that name is; `None` if there is none.
-    pub fn index_report(&self, index: &str) -> Result<Option<IndexReport>> {
+    /// How the index of that name is, or each of those behind an alias; by name, empty if there is none.
+    pub fn index_reports(&self, index: &str) -> Result<BTreeMap<String, IndexReport>> {
         let path = format!("/{}?flat_settings=true", pattern(index)?);
         let reply = self.http.send(&Request::new(Method::GET, &path))?;
         if reply.status == 404 && refusal_type(&reply) == "index_not_found_exception" {
-            return Ok(None);
+            return Ok(BTreeMap::new());
         }
         if reply.status != 200 {
             return Err(refusal(&reply));
         }
-        let mut indices: BTreeMap<String, Described> = parsed(&reply)?;
-        let Some(found) = indices.remove(index) else { return Ok(None) };
-        let ours = found.mappings.get("_meta").is_some_and(|meta| !meta[MARK].is_null());
-        let properties = match found.mappings.get("properties") {
-            Some(Value::Object(properties)) => properties.clone(),
-            _ => Map::new(),
-        };
-        Ok(Some(IndexReport {
-            ours,
-            aliases: found.aliases.into_keys().collect(),
-            settings: found.settings,
-            properties,
-        }))
+        let indices: BTreeMap<String, Described> = parsed(&reply)?;
+        Ok(indices.into_iter().map(|(name, found)| (name, found.report())).collect())
     }
 
     /// Who feeds the target of that name; `None` if nobody says so.
@@ -78,8 +89,9 @@ impl Engine {
         }
     }
 
-    /// Documents as of now (also if no refresh made them visible to searches), in the order of `ids`, each with its routing.
-    pub fn get_many(&self, index: &str, ids: &[(&str, Option<&str>)]) -> Result<Vec<Option<StoredDocument>>> {
+    /// Documents as of now (also if no refresh made them visible to searches), in the order of `ids`. In an index that is named
+    /// with the document and does not exist, it is not there either.
+    pub fn get_many(&self, index: &str, ids: &[Which<'_>]) -> Result<Vec<Option<StoredDocument>>> {
         #[derive(Deserialize)]
         struct Many {
             docs: Vec<One>,
@@ -101,15 +113,22 @@ impl Engine {
         }
         let docs: Vec<Value> = ids
             .iter()
-            .map(|(id, routing)| match routing {
-                Some(routing) => json!({ "_id": id, "routing": routing }),
-                None => json!({ "_id": id }),
+            .map(|which| {
+                let mut doc = json!({ "_id": which.id });
+                for (member, value) in [("routing", which.routing), ("_index", which.index)] {
+                    if let Some(value) = value {
+                        doc[member] = json!(value);
+                    }
+                }
+                doc
             })
             .collect();
+        // An alias of several indices is refused in the path.
+        let index = ids.iter().find_map(|which| which.index).unwrap_or(index);
         let path = format!("/{}/_mget", pattern(index)?);
         let reply = self.http.ask(&Request::new(Method::POST, &path).json(&json!({ "docs": docs })))?;
         let many: Many = parsed(&reply)?;
-        if many.docs.len() != ids.len() || many.docs.iter().zip(ids).any(|(one, (id, _))| one.id != *id) {
+        if many.docs.len() != ids.len() || many.docs.iter().zip(ids).any(|(one, which)| one.id != which.id) {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 "the documents in the reply are not those that were asked for",
@@ -117,8 +136,12 @@ impl Engine {
         }
         many.docs
             .into_iter()
-            .map(|one| {
+            .zip(ids)
+            .map(|(one, which)| {
                 if let Some(error) = one.error {
+                    if which.index.is_some() && error.get().contains("index_not_found_exception") {
+                        return Ok(None);
+                    }
                     let body = format!("{{\"error\":{error}}}").into_bytes();
                     return Err(refusal(&Reply { status: 404, version_header: None, body }));
                 }

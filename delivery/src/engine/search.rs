@@ -108,11 +108,8 @@ fn search_response(body: &[u8]) -> Result<SearchResponse> {
     })
 }
 
-/// Ids, their routings, and the cursor.
-type Ids = (Vec<String>, Vec<Option<String>>, Option<String>);
-
-/// What a page of [`Engine::scan_ids`] holds.
-fn id_page(body: &[u8]) -> Result<Ids> {
+/// What a page of [`Engine::scan_ids`] holds, with the cursor that it came with.
+fn id_page(body: &[u8]) -> Result<IdPage> {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(rename = "_scroll_id")]
@@ -131,6 +128,8 @@ fn id_page(body: &[u8]) -> Result<Ids> {
     }
     #[derive(Deserialize)]
     struct IdHit<'a> {
+        #[serde(rename = "_index", borrow)]
+        index: Cow<'a, str>,
         #[serde(rename = "_id", borrow)]
         id: Cow<'a, str>,
         #[serde(rename = "_routing", borrow)]
@@ -143,9 +142,13 @@ fn id_page(body: &[u8]) -> Result<Ids> {
     if page.timed_out || page.shards.failed > 0 || page.shards.total == 0 {
         return Err(Error::new(ErrorKind::Incomplete, "not all shards gave their ids"));
     }
-    let (ids, routings) =
-        page.hits.hits.into_iter().map(|hit| (hit.id.into_owned(), hit.routing.map(Cow::into_owned))).unzip();
-    Ok((ids, routings, page.scroll_id))
+    let mut ids = IdPage { cursor: page.scroll_id, ..IdPage::default() };
+    for hit in page.hits.hits {
+        ids.indices.push(hit.index.into_owned());
+        ids.routings.push(hit.routing.map(Cow::into_owned));
+        ids.ids.push(hit.id.into_owned());
+    }
+    Ok(ids)
 }
 
 impl Engine {
@@ -222,8 +225,7 @@ impl Engine {
     /// snapshot of it: a document that was written but is not searchable yet must not be missed. It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
     /// `size` is at most 10,000.
     pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
-        const FILTER: &str =
-            "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._id,hits.hits._routing";
+        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._index,hits.hits._id,hits.hits._routing";
         let reply = match cursor {
             None => {
                 self.refresh(index)?;
@@ -241,19 +243,19 @@ impl Engine {
                 self.http.ask(&Request::new(Method::POST, &path).json(&body))?
             }
         };
-        let (ids, routings, scroll_id) = id_page(&reply.body)?;
-        if ids.is_empty() {
-            if let Some(cursor) = scroll_id.as_deref().or(cursor) {
+        let mut page = id_page(&reply.body)?;
+        page.cursor = page.cursor.or_else(|| cursor.map(str::to_owned));
+        if page.ids.is_empty() {
+            if let Some(cursor) = page.cursor.take() {
                 // It would expire by itself: not worth failing a complete scan for.
-                let _ = self.close_scan(cursor);
+                let _ = self.close_scan(&cursor);
             }
-            return Ok(IdPage { ids, routings, cursor: None });
+            return Ok(page);
         }
-        let cursor = scroll_id.or_else(|| cursor.map(str::to_owned));
-        if cursor.is_none() {
+        if page.cursor.is_none() {
             return Err(Error::new(ErrorKind::Protocol, "a page of ids came without a scroll id"));
         }
-        Ok(IdPage { ids, routings, cursor })
+        Ok(page)
     }
 
     /// Ends a scan before its last page; one that ended already is no error.
@@ -346,7 +348,7 @@ mod tests {
         let no_shard = br#"{"_scroll_id":"s","_shards":{"total":0,"failed":0}}"#;
         assert_eq!(id_page(no_shard).unwrap_err().kind(), ErrorKind::Incomplete);
         let last = br#"{"_scroll_id":"s","timed_out":false,"_shards":{"total":1,"failed":0}}"#;
-        assert_eq!(id_page(last).unwrap(), (Vec::new(), Vec::new(), Some("s".into())));
+        assert_eq!(id_page(last).unwrap(), IdPage { cursor: Some("s".into()), ..IdPage::default() });
     }
 
     /// A reply as the engines give it, with a few bytes changed, left out or doubled.

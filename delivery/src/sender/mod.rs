@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub use self::wake::{Wake, WakeReader, wake_pair};
 use crate::bulk::{BulkBody, BulkOutcome};
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Unfit};
+use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Periods, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyspace::{KeyPage, RedisBatch, RedisOutcome, RedisTarget};
 use crate::ownership::{Claim, ClaimOutcome, Heartbeat, Ownership};
@@ -36,6 +36,17 @@ pub enum JobKind {
         /// Alias.
         alias: String,
         /// `settings`, `mappings`, `aliases`.
+        body: serde_json::Value,
+    },
+    /// See [`crate::engine::Engine::ensure_periods`]. → [`JobResult::Periods`]
+    EnsurePeriods {
+        /// What the names of the indices begin with: the alias of the generation.
+        generation: String,
+        /// Concrete indices.
+        indices: Vec<String>,
+        /// Alias.
+        alias: String,
+        /// `settings`, `mappings`.
         body: serde_json::Value,
     },
     /// See [`crate::engine::Engine::swap_alias`]. → [`JobResult::Done`]
@@ -110,6 +121,8 @@ pub enum JobResult {
     Redis(Vec<(u32, RedisOutcome)>),
     /// Of `EnsureIndex`.
     Index(IndexState, Vec<Unfit>),
+    /// Of `EnsurePeriods`.
+    Periods(Periods),
     /// Of `Count`.
     Count(u64),
     /// Of `ScanIds`.
@@ -341,6 +354,9 @@ fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
                 IndexState::Exists => engine.extend_mapping(concrete, &body["mappings"])?,
             };
             JobResult::Index(state, unfit)
+        }
+        JobKind::EnsurePeriods { generation, indices, alias, body } => {
+            JobResult::Periods(engine.ensure_periods(generation, indices, alias, body)?)
         }
         JobKind::SwapAlias { alias, old, new, further } => {
             engine.swap_alias(alias, old.as_deref(), new, further)?;
