@@ -39,13 +39,14 @@ CREATE TABLE fanout.sync (
     claimed         text,
     note            text,
     shape           jsonb,
+    indices         text[] NOT NULL DEFAULT '{}',
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     UNIQUE (server, target)
 );
 COMMENT ON TABLE fanout.sync IS 'one row a sync: a source table kept in step with a target; change it with the functions of this schema';
 COMMENT ON COLUMN fanout.sync.target IS 'index: the name of the index (an alias in the engine); cache: the template of the Redis key';
 COMMENT ON COLUMN fanout.sync.key_columns IS 'the columns that identify a row';
-COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each other column that the key template, or the routing, is made from';
+COMMENT ON COLUMN fanout.sync.address_columns IS 'key_columns first, then each other column that the key template, the routing, or the index of a period, is made from';
 COMMENT ON COLUMN fanout.sync.owner IS 'the role as which the worker reads the source';
 COMMENT ON COLUMN fanout.sync.identity IS 'the cluster and database that the sync was made in: under another it is parked until fanout.adopt()';
 COMMENT ON COLUMN fanout.sync.generation IS 'number of the concrete index behind the alias; fanout.resync() makes the next';
@@ -53,6 +54,7 @@ COMMENT ON COLUMN fanout.sync.request IS 'goes up with each request to reconcile
 COMMENT ON COLUMN fanout.sync.layout IS 'signature of the types of the address columns that pending addresses are of';
 COMMENT ON COLUMN fanout.sync.claimed IS 'incarnation of the cluster and epoch with which the target was claimed last';
 COMMENT ON COLUMN fanout.sync.note IS 'what somebody should know though the sync works: fields that the index can''t have until fanout.resync()';
+COMMENT ON COLUMN fanout.sync.indices IS 'of a sync with one index a period: the indices that were made, noted before that';
 COMMENT ON COLUMN fanout.sync.shape IS 'columns, partitions and files of the source as the worker saw them last: what changed otherwise is reconciled';
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';

@@ -15,6 +15,7 @@ static BACKLOG_KEYS: GucSetting<i32> = GucSetting::<i32>::new(10_000_000);
 static SEGMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static BULK_LOAD: GucSetting<bool> = GucSetting::<bool>::new(false);
 static DEAD_LETTERS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static PERIOD_INDICES: GucSetting<i32> = GucSetting::<i32>::new(200);
 static OWNER_STALE: GucSetting<i32> = GucSetting::<i32>::new(60);
 
 /// Defines the settings. Called when the library is loaded.
@@ -132,6 +133,16 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::empty(),
     );
+    int(
+        c"fanout.period_indices",
+        &PERIOD_INDICES,
+        c"How many indices a sync with one index a period may have.",
+        c"A row that needs one more blocks the sync.",
+        1,
+        10_000,
+        GucContext::Sighup,
+        GucFlags::empty(),
+    );
     GucRegistry::define_bool_guc(
         c"fanout.bulk_load",
         c"Notes no keys: each sync whose table is written to is reconciled after the commit.",
@@ -199,6 +210,11 @@ pub fn bulk_load() -> bool {
 /// Dead letters of a sync that are kept.
 pub fn dead_letters() -> usize {
     DEAD_LETTERS.get() as usize
+}
+
+/// Indices of a sync with one a period.
+pub fn period_indices() -> usize {
+    PERIOD_INDICES.get() as usize
 }
 
 /// Age at which another cluster's heartbeat counts for nothing.

@@ -134,7 +134,8 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
     }
     match sync.kind {
         Kind::Index => {
-            notice!("index \"{}\" on server \"{}\" stays as it is", sync.concrete_index(), sync.server);
+            let behind = if sync.templates().period.is_some() { "the indices behind alias" } else { "index" };
+            notice!("{behind} \"{}\" on server \"{}\" stays as it is", sync.concrete_index(), sync.server);
         }
         Kind::Cache => notice!("the keys of sync \"{}\" on server \"{}\" stay as they are", sync.name, sync.server),
     }

@@ -3,13 +3,14 @@
 //! Nothing goes over the network here: CREATE TRIGGER holds a lock that writers wait for. The worker makes the target.
 
 use crate::catalog::acting::privileged;
-use crate::catalog::key::{check_address_column, key_columns};
+use crate::catalog::key::{check_address_column, key_columns, type_name};
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{self, Kind, document, identity, ours, relation, require_preloaded, triggers};
 use crate::error::failure;
 use crate::server::{self, ServerKind};
+use delivery::period::Period;
 use delivery::template::KeyTemplate;
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
@@ -47,6 +48,7 @@ fn index_table(
     aliases: default!(Option<JsonB>, "NULL"),
     routing: default!(Option<String>, "NULL"),
     pipeline: default!(Option<String>, "NULL"),
+    period: default!(Option<String>, "NULL"),
 ) -> String {
     let wanted = wanted(Kind::Index, source, server, name);
     let mut options = Map::new();
@@ -67,10 +69,7 @@ fn index_table(
         options.insert("pipeline".to_owned(), json!(check_pipeline(pipeline)));
     }
     let key = key_columns(&table);
-    let address = match routing {
-        Some(routing) => routed_columns(&table, &key, routing, &mut options),
-        None => key.clone(),
-    };
+    let address = index_columns(&table, &key, routing, period, &mut options);
     let documents = document::Wanted { columns, rename, predicate, document };
     let (fields, reads) = documents.check(&table, &address, &mut options);
     check_fields(&fields);
@@ -331,17 +330,59 @@ pub fn check_pipeline(pipeline: String) -> String {
     pipeline
 }
 
-/// The address columns of an index whose documents are routed: the key, then what else the template names.
-fn routed_columns(table: &Table, key: &[String], routing: String, options: &mut Map<String, Value>) -> Vec<String> {
-    let template = KeyTemplate::parse_any(&routing).unwrap_or_else(|error| {
-        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid template in \"routing\"")
+/// The address columns of an index: the key, then what else the routing and the period of its documents are made from. Notes
+/// those that are given among the options, and reads those that are there.
+pub fn index_columns(
+    table: &Table,
+    key: &[String],
+    routing: Option<String>,
+    period: Option<String>,
+    options: &mut Map<String, Value>,
+) -> Vec<String> {
+    for (option, given) in [("routing", routing), ("period", period)] {
+        if let Some(template) = given {
+            options.insert(option.to_owned(), json!(template));
+        }
+    }
+    let invalid = |argument: &str, error: &dyn std::fmt::Display, hint: &str| -> ! {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("invalid template in \"{argument}\""))
             .detail(format!("{error}."))
-            .hint("For example '${tenant_id}': ${column} stands for a column of the table.")
+            .hint(hint)
             .raise()
-    });
-    let address = address_with(table, key, template.columns());
-    options.insert("routing".to_owned(), json!(routing));
-    address
+    };
+    let mut columns = Vec::new();
+    if let Some(routing) = options.get("routing").and_then(Value::as_str) {
+        let template = KeyTemplate::parse_any(routing).unwrap_or_else(|error| {
+            let hint = "For example '${tenant_id}': ${column} stands for a column of the table.";
+            invalid("routing", &error, hint)
+        });
+        columns.extend_from_slice(template.columns());
+    }
+    if let Some(period) = options.get("period").and_then(Value::as_str) {
+        let period = Period::parse(period).unwrap_or_else(|error| {
+            let hint = "For example '${placed_at:month}': the column that says when, and year, month, week or day.";
+            invalid("period", &error, hint)
+        });
+        check_period_column(table, period.column());
+        columns.push(period.column().to_owned());
+    }
+    address_with(table, key, &columns)
+}
+
+/// Raises unless the column holds dates.
+fn check_period_column(table: &Table, name: &str) {
+    check_address_column(table, name);
+    let Some(column) = table.column(name) else { return };
+    // SAFETY: a catalog look-up on the main thread.
+    let base = unsafe { pg_sys::getBaseType(column.type_oid) };
+    if ![pg_sys::DATEOID, pg_sys::TIMESTAMPOID, pg_sys::TIMESTAMPTZOID].contains(&base) {
+        failure(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!("column \"{name}\" can't tell a period: it is {}", type_name(column.type_oid)),
+        )
+        .hint("Name a column of type date, timestamp or timestamptz in \"period\".")
+        .raise();
+    }
 }
 
 /// Notes the sync and puts its triggers on. The source is locked by now.

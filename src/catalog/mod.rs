@@ -18,6 +18,7 @@ pub mod triggers;
 
 use crate::error::failure;
 use acting::privileged;
+use delivery::period::Period;
 use delivery::template::KeyTemplate;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi, pg_sys};
@@ -98,6 +99,8 @@ pub struct Sync {
     pub note: Option<String>,
     /// What was known of the source when the worker looked last.
     pub shape: Option<serde_json::Value>,
+    /// With one index a period: the indices that were made, of this generation and perhaps of earlier ones.
+    pub indices: Vec<String>,
     pub relations: Vec<Relation>,
 }
 
@@ -121,9 +124,16 @@ pub struct Templates {
     pub key: Option<KeyTemplate>,
     /// What decides on a document's shard instead of its id.
     pub routing: Option<KeyTemplate>,
+    /// What decides on a document's index, where there is one a period.
+    pub period: Option<Period>,
 }
 
 impl Templates {
+    /// Whether documents have another name, or are elsewhere, when columns beside their key change.
+    pub fn move_documents(&self) -> bool {
+        self.routing.is_some() || self.period.is_some()
+    }
+
     /// A pattern that all keys of a cache match.
     pub fn glob(&self) -> String {
         self.key.as_ref().map(KeyTemplate::glob).unwrap_or_default()
@@ -153,17 +163,19 @@ impl Sync {
         Templates {
             key: (self.kind == Kind::Cache).then(|| KeyTemplate::parse(&self.target).ok()).flatten(),
             routing: self.options["routing"].as_str().and_then(|routing| KeyTemplate::parse_any(routing).ok()),
+            period: self.options["period"].as_str().and_then(|period| Period::parse(period).ok()),
         }
     }
 
-    /// The concrete index behind the alias `target`.
+    /// The concrete index behind the alias `target`; with one index a period an alias of its own for all of them.
     pub fn concrete_index(&self) -> String {
         format!("{}-fanout-{}", self.target, self.generation)
     }
 }
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
-    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note, shape";
+    owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note, shape, \
+    indices";
 
 fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
     let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
@@ -194,6 +206,7 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 claimed: row.get(21)?,
                 note: row.get(22)?,
                 shape: row.get::<JsonB>(23)?.map(|json| json.0),
+                indices: row.get(24)?.unwrap_or_default(),
                 relations: Vec::new(),
             });
         }

@@ -159,7 +159,7 @@ impl Explanation {
             self.fact("name", "unknown", Some("the key cannot be written as text".into()));
             return;
         };
-        self.fact("name", &name.0, None);
+        self.fact("name", &name.name, name.index.as_ref().map(|index| format!("in index {index}")));
         let answer = ask(sync.id, &address);
         let waiting = self.worker(sync, &address, answer);
         let dead = self.dead_letter(sync, &address);
@@ -274,7 +274,7 @@ impl Explanation {
                 return;
             }
         };
-        let ttl = time_to_live(&target, &name.0);
+        let ttl = time_to_live(&target, &name.name);
         match &found {
             None => self.fact("target", "absent", None),
             Some(Held { version: Some(version), .. }) => {

@@ -5,7 +5,8 @@ use crate::catalog::{Kind, Sync, Templates};
 use crate::document::{Plans, Source, as_worker};
 use crate::error::Failure;
 use crate::network::{OwnersTarget, owners_target};
-use crate::worker::{Named, Naming, hash_fields};
+use crate::worker::{Called, Named, Naming, hash_fields};
+use delivery::engine::Which;
 use std::collections::HashMap;
 
 use super::canonical;
@@ -62,8 +63,8 @@ impl Subject {
 
     /// The address that an id or key stands for; None if it is none of this sync's. Calls input functions, which may raise:
     /// within [`as_worker`].
-    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
-        self.naming().parse(name, routing)
+    pub fn parse(&self, called: Called) -> Option<Vec<u8>> {
+        self.naming().parse(called)
     }
 
     /// The rows with the keys of these addresses, each with its own address. Within [`as_worker`].
@@ -77,9 +78,15 @@ impl Subject {
         rows
     }
 
-    /// The documents at exactly these addresses. Within [`as_worker`].
+    /// The documents at exactly these addresses, or at others by which they have the same name. Within [`as_worker`].
     pub fn documents(&self, addresses: &[&[u8]]) -> HashMap<Vec<u8>, Vec<u8>> {
-        self.rows(addresses).into_iter().filter(|(address, _)| addresses.contains(&address.as_slice())).collect()
+        let rows = self.rows(addresses);
+        if self.templates.period.is_none() {
+            return rows.into_iter().filter(|(address, _)| addresses.contains(&address.as_slice())).collect();
+        }
+        let named: HashMap<Option<Named>, Vec<u8>> =
+            rows.into_iter().map(|(address, document)| (self.name(&address), document)).collect();
+        addresses.iter().filter_map(|&it| Some((it.to_vec(), named.get(&self.name(it))?.clone()))).collect()
     }
 
     /// The glob of the keys of a cache.
@@ -127,9 +134,8 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::
         OwnersTarget::Engine(engine) => {
             let index = sync.concrete_index();
             let documents = engine.try_run(move |engine| {
-                let names: Vec<(&str, Option<&str>)> =
-                    names.iter().map(|(id, routing)| (id.as_str(), routing.as_deref())).collect();
-                engine.get_many(&index, &names)
+                let which: Vec<Which> = names.iter().map(Named::which).collect();
+                engine.get_many(&index, &which)
             })?;
             Ok(documents
                 .into_iter()
@@ -142,7 +148,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::
         }
         OwnersTarget::Cache(cache) if sync.options["format"] == "hash" => {
             let hashes = cache.try_run(true, move |redis| {
-                let names: Vec<&str> = names.iter().map(|(key, _)| key.as_str()).collect();
+                let names: Vec<&str> = names.iter().map(|key| key.name.as_str()).collect();
                 redis.hashes(&names)
             })?;
             Ok(hashes
@@ -152,7 +158,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::
         }
         OwnersTarget::Cache(cache) => {
             let values = cache.try_run(true, move |redis| {
-                let names: Vec<&str> = names.iter().map(|(key, _)| key.as_str()).collect();
+                let names: Vec<&str> = names.iter().map(|key| key.name.as_str()).collect();
                 redis.mget(&names)
             })?;
             Ok(values.into_iter().map(|value| value.map(|document| Held { document, version: None })).collect())

@@ -21,11 +21,12 @@ use crate::document::as_worker;
 use crate::error::failure;
 use crate::network::{Asked, OwnersTarget, raise};
 use crate::status;
-use crate::worker::Named;
 use crate::worker::scan::Scan;
 use crate::worker::shared::{self, SyncState};
 use crate::worker::store;
 use crate::worker::transaction::Class;
+use crate::worker::{Called, Named};
+use delivery::engine::IdPage;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi};
 use rustc_hash::FxHashMap;
@@ -365,21 +366,20 @@ impl Verification {
         let page = match target {
             OwnersTarget::Engine(engine) => {
                 let (index, cursor) = (sync.concrete_index(), cursor);
-                engine
-                    .try_run(move |engine| engine.scan_ids(&index, cursor.as_deref(), PAGE_ROWS))
-                    .map(|page| (page.ids, page.routings, page.cursor))
+                engine.try_run(move |engine| engine.scan_ids(&index, cursor.as_deref(), PAGE_ROWS))
             }
             OwnersTarget::Cache(cache) => {
                 let (glob, cursor) = (subject.glob(), cursor.and_then(|cursor| cursor.parse().ok()));
-                cache
-                    .try_run(true, move |redis| redis.scan_keys(&glob, cursor, PAGE_ROWS))
-                    .map(|page| (page.keys, Vec::new(), page.cursor.map(|cursor| cursor.to_string())))
+                cache.try_run(true, move |redis| redis.scan_keys(&glob, cursor, PAGE_ROWS)).map(|page| {
+                    let cursor = page.cursor.map(|cursor| cursor.to_string());
+                    IdPage { ids: page.keys, cursor, ..IdPage::default() }
+                })
             }
         };
-        let (names, routings, cursor) = page.unwrap_or_else(|error| unanswered(sync, &error));
-        let places: Vec<usize> = (0..names.len()).collect();
+        let page = page.unwrap_or_else(|error| unanswered(sync, &error));
+        let places: Vec<usize> = (0..page.ids.len()).collect();
         let parse = |places: &[usize]| {
-            let one = |&at: &usize| subject.parse(&names[at], routings.get(at).and_then(Option::as_deref));
+            let one = |&at: &usize| subject.parse(Called::on(&page, at));
             attempt(|| as_worker(sync, || places.iter().map(one).collect::<Vec<_>>()))
         };
         let parsed = parse(&places).unwrap_or_else(|_| {
@@ -387,7 +387,7 @@ impl Verification {
             places.iter().map(|&place| parse(&[place]).ok()?.pop()?).collect()
         });
         let mut addresses = Vec::new();
-        for (name, address) in names.iter().zip(parsed) {
+        for (name, address) in page.ids.iter().zip(parsed) {
             match address {
                 Some(address) => addresses.push(address),
                 // The hash of a long key: compared from the side of the rows. Other keys of Redis are not ours.
@@ -405,7 +405,7 @@ impl Verification {
             let absent = addresses.into_iter().filter(|address| !rows.contains_key(address));
             self.suspects.extend(absent.map(Suspect::new));
         }
-        match cursor {
+        match page.cursor {
             Some(cursor) => Stage::Names(Some(cursor)),
             None => Stage::Done,
         }
@@ -456,7 +456,7 @@ impl Verification {
                 Difference::Different => self.different += 1,
             }
             if self.found.len() < self.examples {
-                let (name, _) = as_worker(sync, || name(subject, &found.address));
+                let name = as_worker(sync, || name(subject, &found.address)).name;
                 let members = match (&found.row, &found.held) {
                     (Some(row), Some(held)) => subject.different_members(row, held).join(", "),
                     _ => String::new(),

@@ -10,11 +10,12 @@ use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::Source;
 use crate::settings;
 use delivery::bulk::BulkBuilder;
+use delivery::engine::{IdPage, Which};
 use delivery::keyspace::RedisBatch;
 use delivery::sender::JobKind;
 use delivery::template::KeyTemplate;
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Jobs with the slots whose documents are in them.
 pub type Batches = Vec<(JobKind, Vec<Slot>)>;
@@ -24,8 +25,45 @@ const FIRST_ROWS: usize = 50;
 /// A reading ends at so many times the bytes of a batch, where rows are larger than those before them were.
 const ENOUGH: usize = 2;
 
-/// A document's id and what decides on its shard instead of that; or a key.
-pub type Named = (String, Option<String>);
+/// What a document is called in the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Named {
+    /// Its id, or its key.
+    pub name: String,
+    /// What decides on its shard instead of the id.
+    pub routing: Option<String>,
+    /// Its concrete index, where there is one a period.
+    pub index: Option<String>,
+}
+
+impl Named {
+    /// As an engine is asked for it.
+    pub fn which(&self) -> Which<'_> {
+        Which { id: &self.name, routing: self.routing.as_deref(), index: self.index.as_deref() }
+    }
+}
+
+/// What the target calls a document.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    /// Its id, or its key.
+    pub name: &'a str,
+    /// What decides on its shard instead of the id.
+    pub routing: Option<&'a str>,
+    /// The concrete index that it is in.
+    pub index: Option<&'a str>,
+}
+
+impl<'a> Called<'a> {
+    /// A document of a page of ids, or of keys, which have neither routings nor indices.
+    pub fn on(page: &'a IdPage, at: usize) -> Self {
+        Self {
+            name: &page.ids[at],
+            routing: page.routings.get(at).and_then(Option::as_deref),
+            index: page.indices.get(at).map(String::as_str),
+        }
+    }
+}
 
 /// How an address is called in the target.
 pub struct Naming<'a> {
@@ -37,10 +75,10 @@ pub struct Naming<'a> {
 impl Naming<'_> {
     /// Document id or key of an address. None if it is not of the source's layout.
     pub fn render(&self, address: &[u8]) -> Option<String> {
-        self.name(address).map(|(name, _)| name)
+        self.name(address).map(|named| named.name)
     }
 
-    /// As [`Naming::render`], with the routing.
+    /// As [`Naming::render`], with the routing and the index.
     pub fn name(&self, address: &[u8]) -> Option<Named> {
         let texts = self.source.render(address)?;
         let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
@@ -52,7 +90,15 @@ impl Naming<'_> {
             Some(routing) => Some(self.fill(routing, &values)?),
             None => None,
         };
-        Some((name, routing))
+        let index = match &self.templates.period {
+            Some(period) => {
+                let place = self.sync.address_columns.iter().position(|known| known == period.column())?;
+                let suffix = period.suffix(values.get(place).copied().flatten());
+                Some(format!("{}-{suffix}", self.sync.concrete_index()))
+            }
+            None => None,
+        };
+        Some(Named { name, routing, index })
     }
 
     fn fill(&self, template: &KeyTemplate, values: &[Option<&str>]) -> Option<String> {
@@ -67,18 +113,28 @@ impl Naming<'_> {
         Some(template.render(&ordered?))
     }
 
-    /// Image of the address that an id (with its routing) or a key of the target stands for; None if it is none of this sync's.
-    /// Raises where the text is none of the key's type.
-    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
+    /// Image of an address that what the target holds stands for; None if it is none of this sync's. Raises where the text is
+    /// none of the key's type. An index tells a period and no more: the address has its first date, and is that of no row
+    /// then, but has the same name.
+    pub fn parse(&self, called: Called) -> Option<Vec<u8>> {
         let (mut texts, template, filled) = match (&self.templates.key, &self.templates.routing) {
-            (Some(template), _) => (Vec::new(), template, name),
-            (None, None) => return self.source.parse(&delivery::id::parse_document_id(name, self.source.keys)?),
-            (None, Some(template)) => (delivery::id::parse_document_id(name, self.source.keys)?, template, routing?),
+            (Some(template), _) => (Vec::new(), Some(template), called.name),
+            (None, routing) => {
+                let filled = if routing.is_some() { called.routing? } else { "" };
+                (delivery::id::parse_document_id(called.name, self.source.keys)?, routing.as_ref(), filled)
+            }
         };
-        let values = template.parse_key(filled)?;
+        let values = template.map_or_else(|| Some(Vec::new()), |template| template.parse_key(filled))?;
         for column in &self.sync.address_columns[texts.len()..] {
-            let place = template.columns().iter().position(|known| known == column)?;
-            texts.push(values.get(place)?.clone());
+            let place = template.and_then(|template| template.columns().iter().position(|known| known == column));
+            texts.push(match (place, &self.templates.period) {
+                (Some(place), _) => values.get(place)?.clone(),
+                (None, Some(period)) if period.column() == column => {
+                    let suffix = called.index?.strip_prefix(&self.sync.concrete_index())?.strip_prefix('-')?;
+                    period.first(suffix)?
+                }
+                (None, _) => return None,
+            });
         }
         self.source.parse(&texts)
     }
@@ -124,16 +180,23 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    fn builder(&mut self) -> &mut Builder {
-        let (kind, index, pipeline) = (self.sync.kind, &self.index, self.sync.options["pipeline"].as_str());
-        self.builder.get_or_insert_with(|| match kind {
+    /// What an action for a document of that name is added to.
+    fn builder(&mut self, named: &Named) -> &mut Builder {
+        let (kind, pipeline) = (self.sync.kind, self.sync.options["pipeline"].as_str());
+        let index = named.index.as_ref().unwrap_or(&self.index);
+        let builder = self.builder.get_or_insert_with(|| match kind {
             Kind::Index => {
                 let mut bulk = BulkBuilder::new(index);
                 bulk.set_pipeline(pipeline);
                 Builder::Bulk(bulk)
             }
             Kind::Cache => Builder::Redis(RedisBatch::new()),
-        })
+        });
+        if let Builder::Bulk(bulk) = builder {
+            bulk.set_index(index);
+            bulk.set_routing(named.routing.clone());
+        }
+        builder
     }
 
     fn ttl(&self) -> Option<u64> {
@@ -141,14 +204,11 @@ impl<'a> Encoder<'a> {
         self.ttl_ms.map(|ttl| ((ttl as f64 * (1.0 - self.jitter * fastrand::f64())) as u64).max(1))
     }
 
-    fn put(&mut self, slot: Slot, (name, routing): Named, document: &[u8]) {
+    fn put(&mut self, slot: Slot, named: &Named, document: &[u8]) {
         let (version, ttl, hash) = (self.version, self.ttl(), self.hash);
-        let name = name.as_str();
-        match self.builder() {
-            Builder::Bulk(bulk) => {
-                bulk.set_routing(routing);
-                bulk.push_index(slot, name, version, document);
-            }
+        let name = named.name.as_str();
+        match self.builder(named) {
+            Builder::Bulk(bulk) => bulk.push_index(slot, name, version, document),
             Builder::Redis(redis) if hash => {
                 let fields = hash_fields(document);
                 let fields: Vec<(&str, &str)> =
@@ -162,15 +222,11 @@ impl<'a> Encoder<'a> {
         self.added(slot);
     }
 
-    fn delete(&mut self, slot: Slot, (name, routing): Named) {
+    fn delete(&mut self, slot: Slot, named: &Named) {
         let version = self.version;
-        let name = name.as_str();
-        match self.builder() {
-            Builder::Bulk(bulk) => {
-                bulk.set_routing(routing);
-                bulk.push_delete(slot, name, version);
-            }
-            Builder::Redis(redis) => redis.push_delete(slot, name),
+        match self.builder(named) {
+            Builder::Bulk(bulk) => bulk.push_delete(slot, &named.name, version),
+            Builder::Redis(redis) => redis.push_delete(slot, &named.name),
         }
         self.added(slot);
     }
@@ -237,16 +293,33 @@ fn learn(runner: &mut Runner, mean: Option<usize>) {
     }
 }
 
-/// Whether two addresses differ in routing only: they are the same document's, and if their shard is the same too, deleting it
-/// by one deletes what was written by the other, which has to be written again.
-fn same_key(source: &Source, one: &[u8], other: &[u8]) -> bool {
-    let key = |address| {
-        image::columns(address, source.storages.len()).map(|mut images| {
-            images.truncate(source.keys);
-            images
-        })
-    };
-    one != other && key(one) == key(other)
+/// The images of the key columns of an address. Where two addresses have the same, they are the same document's.
+fn key<'a>(source: &Source, address: &'a [u8]) -> Option<Vec<Option<&'a [u8]>>> {
+    let mut images = image::columns(address, source.storages.len())?;
+    images.truncate(source.keys);
+    Some(images)
+}
+
+/// Whether a document can be sent there now: where there is one index a period, to one that is there.
+fn is_there(made: &BTreeSet<String>, named: &Named) -> bool {
+    named.index.as_ref().is_none_or(|index| made.contains(index))
+}
+
+/// What becomes of addresses that are in no batch.
+#[derive(Default)]
+struct Left {
+    /// Of types that the key no longer has.
+    unknown: Vec<Slot>,
+    /// To be read again.
+    late: Vec<Slot>,
+    /// Their row is at another address by which the document has the same name.
+    moved: Vec<(Slot, Vec<u8>)>,
+    /// Nothing is to be deleted: there never was an index.
+    gone: Vec<Slot>,
+    /// Addresses of rows whose documents a deletion in the batch may take along.
+    again: Vec<Vec<u8>>,
+    /// Indices that documents wait for.
+    unmade: BTreeSet<String>,
 }
 
 /// The addresses to read next. One that is known to be slow waits for all others, and is read alone.
@@ -273,11 +346,11 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     let slots = apart(&mut runner.pending, &runner.slow, limit);
     runner.last_read = slots.len();
     let naming = runner.naming(source);
-    let (pending, delete_instead) = (&runner.pending, &runner.delete_instead);
+    let (pending, delete_instead, made) = (&runner.pending, &runner.delete_instead, &runner.made);
     let read = read_as_owner(runner.slot, &runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
-        let mut unknown = Vec::new();
+        let mut left = Left::default();
         let mut late = Vec::new();
         let enough = bound.saturating_mul(ENOUGH);
         let by_query = naming.sync.document_query().is_some();
@@ -287,11 +360,14 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             .filter(|&(&address, _)| !delete_instead.contains(address))
             .map(|(&address, &slot)| (slot, address))
             .collect();
-        let routed = naming.templates.routing.is_some();
-        let (mut elsewhere, mut again) = (Vec::new(), Vec::new());
+        let may_move = naming.templates.move_documents();
+        let mut present = Vec::new();
         let known = plans.read_keys(source, &asked, |address, document| {
-            if routed {
-                elsewhere.push(address.to_vec());
+            if delete_instead.contains(address) {
+                return true;
+            }
+            if may_move {
+                present.push(address.to_vec());
             }
             // A row is present at an address only if its own image is the same, byte for byte.
             match wanted.remove(address) {
@@ -304,8 +380,13 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                     if by_query {
                         written.insert(address.to_vec());
                     }
-                    if let Some(name) = naming.name(address) {
-                        encoder.put(slot, name, document);
+                    match naming.name(address) {
+                        Some(name) if is_there(made, &name) => encoder.put(slot, &name, document),
+                        Some(name) => {
+                            left.late.push(slot);
+                            left.unmade.extend(name.index);
+                        }
+                        None => {}
                     }
                 }
                 None if by_query && written.contains(address) => crate::document::twice(),
@@ -317,31 +398,64 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             // What was not looked at is not absent.
             let (malformed, unseen): (Vec<Slot>, Vec<Slot>) =
                 wanted.drain().map(|(_, slot)| slot).partition(|slot| known.contains(slot));
-            unknown.extend(malformed);
+            left.unknown.extend(malformed);
             late.extend(unseen);
         }
+        left.late.extend(late);
+        let mut of_key: FxHashMap<_, Vec<&Vec<u8>>> = FxHashMap::default();
+        // Empty unless documents may move.
+        for address in &present {
+            of_key.entry(key(source, address)).or_default().push(address);
+        }
         for (address, slot) in wanted {
-            match naming.name(address) {
-                Some(name) if !known.contains(&slot) => {
-                    let same = |other: &&Vec<u8>| same_key(source, address, other);
-                    again.extend(elsewhere.iter().filter(same).cloned());
-                    encoder.delete(slot, name);
+            let name = match naming.name(address) {
+                Some(name) if !known.contains(&slot) => name,
+                _ => {
+                    left.unknown.push(slot);
+                    continue;
                 }
-                _ => unknown.push(slot),
+            };
+            let (mut heir, mut beside) = (None, Vec::new());
+            for &other in of_key.get(&key(source, address)).into_iter().flatten() {
+                match naming.name(other) {
+                    Some(same) if same == name => heir = Some(other.clone()),
+                    // By another routing, but perhaps in the same shard: deleting the one deletes the other.
+                    Some(same) if same.index == name.index => beside.push(other.clone()),
+                    _ => {}
+                }
+            }
+            if let Some(heir) = heir {
+                left.moved.push((slot, heir));
+            } else if !is_there(made, &name) {
+                left.gone.push(slot);
+            } else {
+                left.again.extend(beside);
+                encoder.delete(slot, &name);
             }
         }
-        (encoder.finish(), unknown, late, again)
+        (encoder.finish(), left)
     });
     match read {
-        Ok(((batches, mean), unknown, late, again)) => {
-            runner.pending.put_back(&late);
-            for address in again {
+        Ok(((batches, mean), left)) => {
+            runner.pending.put_back(&left.late);
+            for address in left.again {
                 runner.pending.mark(&address);
             }
-            if !unknown.is_empty() {
+            let mut settled = left.gone;
+            for (slot, address) in left.moved {
+                // Whoever waits for the one waits for the other.
+                let epoch = runner.pending.epoch(slot);
+                runner.pending.mark_in_epoch(&address, epoch);
+                settled.push(slot);
+            }
+            if !settled.is_empty() {
+                super::outcome::acknowledge(runner, &settled);
+            }
+            runner.wait_for_indices(left.unmade);
+            if !left.unknown.is_empty() {
                 // Of types that the key no longer has: whatever it stood for, a reconcile finds it. Acknowledged first: what
                 // is being delivered when that begins is read once more.
-                for slot in unknown {
+                for slot in left.unknown {
                     runner.pending.acknowledge(slot);
                 }
                 super::cycle::want_phase(runner, Phase::Reconcile);
@@ -386,6 +500,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let mut late = Vec::new();
     let enough = bound.saturating_mul(ENOUGH);
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
+    let (made, mut unmade) = (&runner.made, BTreeSet::new());
     let read = read_as_owner(runner.slot, &runner.sync, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let rows = plans.read_blocks(source, from, to, |address, document| {
@@ -394,12 +509,15 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
                 return;
             }
             if encoder.bytes >= enough {
+                return late.push(address.to_vec());
+            }
+            let Some(name) = naming.name(address) else { return };
+            if !is_there(made, &name) {
                 late.push(address.to_vec());
-            } else if let Some(name) = naming.name(address)
-                && let Some((slot, before)) = pending.claim(address, slice)
-            {
+                unmade.extend(name.index);
+            } else if let Some((slot, before)) = pending.claim(address, slice) {
                 claimed.push((slot, before));
-                encoder.put(slot, name, document);
+                encoder.put(slot, &name, document);
             }
         });
         (encoder.finish(), rows)
@@ -407,6 +525,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     match read {
         Ok(((batches, mean), rows)) => {
             let late = late.iter().filter(|address| runner.pending.mark_in_slice(address, slice)).count();
+            runner.wait_for_indices(unmade);
             runner.pace.spend(rows, std::time::Instant::now());
             if let Some(scan) = &mut runner.scan {
                 scan.was_read(slice, to - from, rows, claimed.len() + late);

@@ -24,7 +24,7 @@ mod target;
 pub mod transaction;
 mod utility;
 
-pub use batch::{Named, Naming, hash_fields};
+pub use batch::{Called, Named, Naming, hash_fields};
 pub use process::{incarnation, on_relcache};
 pub use question::{Answer, Place, ask};
 pub use utility::transaction_ended;

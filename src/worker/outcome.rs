@@ -1,5 +1,6 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
+use super::batch::Called;
 use super::cycle::{Task, Worker, want_phase};
 use super::pending::Slot;
 use super::reading::read_as_owner;
@@ -10,6 +11,7 @@ use super::transaction::{Failed, transaction};
 use crate::catalog::Phase;
 use crate::settings;
 use delivery::bulk::BulkOutcome;
+use delivery::engine::IdPage;
 use delivery::error::RetryClass;
 use delivery::keyspace::RedisOutcome;
 use delivery::sender::{JobResult, Report};
@@ -90,9 +92,10 @@ pub fn take(worker: &mut Worker, report: Report) {
         }
         Task::Ids(number) if number != runner.scan_number => {}
         Task::Ids(_) => match report.result {
-            Ok(JobResult::Ids(page)) => names(worker, id, &page.ids, &page.routings, page.cursor),
+            Ok(JobResult::Ids(page)) => names(worker, id, &page),
             Ok(JobResult::Keys(page)) => {
-                names(worker, id, &page.keys, &[], page.cursor.map(|cursor| cursor.to_string()));
+                let cursor = page.cursor.map(|cursor| cursor.to_string());
+                names(worker, id, &IdPage { ids: page.keys, cursor, ..IdPage::default() });
             }
             other => {
                 if let Some(runner) = worker.runners.get_mut(&id) {
@@ -419,9 +422,9 @@ pub fn too_slow(runner: &mut Runner) {
 }
 
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
-fn names(worker: &mut Worker, id: i32, names: &[String], routings: &[Option<String>], cursor: Option<String>) {
+fn names(worker: &mut Worker, id: i32, page: &IdPage) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
-    runner.pace.spend(names.len(), Instant::now());
+    runner.pace.spend(page.ids.len(), Instant::now());
     if runner.source.is_none() {
         // The table was altered while the page was on its way: from the start, once the source is known again.
         if let Some(scan) = &mut runner.scan {
@@ -429,10 +432,10 @@ fn names(worker: &mut Worker, id: i32, names: &[String], routings: &[Option<Stri
         }
         return;
     }
-    let places: Vec<usize> = (0..names.len()).collect();
+    let places: Vec<usize> = (0..page.ids.len()).collect();
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
     let parse = |places: &[usize]| {
-        let one = |&at: &usize| runner.parse(&names[at], routings.get(at).and_then(Option::as_deref));
+        let one = |&at: &usize| runner.parse(Called::on(page, at));
         read_as_owner(runner.slot, &runner.sync, || places.iter().map(one).collect::<Vec<_>>())
     };
     let parsed = parse(&places).or_else(|_| {
@@ -454,8 +457,8 @@ fn names(worker: &mut Worker, id: i32, names: &[String], routings: &[Option<Stri
         );
     }
     if let Some(scan) = &mut runner.scan {
-        if cursor.is_some() {
-            scan.ids = Ids::Next(cursor);
+        if page.cursor.is_some() {
+            scan.ids = Ids::Next(page.cursor.clone());
         } else {
             scan.ids = Ids::Done;
             scan.ids_epoch = Some(runner.pending.next_epoch(super::shared::now()));

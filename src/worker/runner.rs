@@ -1,6 +1,6 @@
 //! One sync at work: what is known of its source and target, what is pending, and how far its scan is.
 
-use super::batch::Naming;
+use super::batch::{Called, Naming};
 use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
@@ -13,7 +13,7 @@ use delivery::backoff::Backoff;
 use delivery::ownership::{Ownership, Sighting};
 use delivery::sender::Senders;
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,10 @@ pub struct Runner {
     pub outdated: Vec<String>,
     /// The source was looked up anew: the index' mapping may lack something.
     pub source_changed: bool,
+    /// With one index a period: those that are there.
+    pub made: BTreeSet<String>,
+    /// Those that documents wait for.
+    pub unmade: BTreeSet<String>,
     /// The body that the index was asked for with.
     pub index_body: Option<serde_json::Value>,
     pub sighting: Option<Sighting>,
@@ -137,6 +141,8 @@ impl Runner {
             ownership: None,
             outdated: Vec::new(),
             source_changed: false,
+            made: BTreeSet::new(),
+            unmade: BTreeSet::new(),
             index_body: None,
             sighting: None,
             heartbeat_due: None,
@@ -212,9 +218,17 @@ impl Runner {
     }
 
     /// Image of the address that an id or key of the target stands for; None if it is none of this sync's.
-    pub fn parse(&self, name: &str, routing: Option<&str>) -> Option<Vec<u8>> {
+    pub fn parse(&self, name: Called) -> Option<Vec<u8>> {
         let (source, _) = self.source.as_ref()?;
-        self.naming(source).parse(name, routing)
+        self.naming(source).parse(name)
+    }
+
+    /// Documents wait for indices that are not there: these are made before anything else goes to the target.
+    pub fn wait_for_indices(&mut self, indices: BTreeSet<String>) {
+        if !indices.is_empty() {
+            self.unmade.extend(indices);
+            self.target = Target::Claimed;
+        }
     }
 
     /// All has to be asked of the target anew: it may be another one.
@@ -222,6 +236,7 @@ impl Runner {
         self.senders = None;
         self.ownership = None;
         self.target = Target::Unknown;
+        self.unmade.clear();
         self.not_before = None;
         self.blocked = false;
         self.incarnation += 1;

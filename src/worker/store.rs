@@ -43,6 +43,12 @@ pub fn set_note(sync: i32, note: Option<&str>) {
     run("UPDATE fanout.sync SET note = $2 WHERE sync_id = $1", &[sync.into(), note.into()]);
 }
 
+/// Notes the indices of a sync that has one a period. False if it is of another generation by now.
+pub fn set_indices(sync: &Sync, indices: &[String]) -> bool {
+    let sql = "UPDATE fanout.sync SET indices = $2 WHERE sync_id = $1 AND generation = $3";
+    run(sql, &[sync.id.into(), indices.to_vec().into(), sync.generation.into()]) == 1
+}
+
 /// Ends a sync whose target is gone.
 pub fn remove_sync(sync: i32) {
     run("DELETE FROM fanout.sync WHERE sync_id = $1", &[sync.into()]);

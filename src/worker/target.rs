@@ -5,10 +5,13 @@ use super::outcome::fail;
 use super::runner::{HEARTBEAT, Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase};
+use crate::settings;
 use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
 use delivery::ownership::{ClaimOutcome, Heartbeat};
+use delivery::period::NONE;
 use delivery::sender::{JobKind, JobResult};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Asks the next thing of a target that is not ready; sends the heartbeat of one that is. True if a job was sent.
@@ -54,8 +57,10 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
                 match transaction(|| crate::catalog::mapping::index_body(&sync)) {
                     Ok(body) => {
                         runner.index_body = Some(body.clone());
-                        let (concrete, alias) = (sync.concrete_index(), sync.target.clone());
-                        (Task::EnsureIndex, JobKind::EnsureIndex { concrete, alias, body })
+                        match ensure(runner, body) {
+                            Some(kind) => (Task::EnsureIndex, kind),
+                            None => return false,
+                        }
                     }
                     Err(failed) => {
                         runner.block(&format!("cannot derive the mapping: {failed}"));
@@ -72,6 +77,51 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
         runner.target = Target::Asked;
     }
     true
+}
+
+/// What makes the index, or those that there are to be with one a period. None if it cannot be asked for now.
+fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
+    let (concrete, alias) = (runner.sync.concrete_index(), runner.sync.target.clone());
+    if runner.templates.period.is_none() {
+        return Some(JobKind::EnsureIndex { concrete, alias, body });
+    }
+    let prefix = format!("{concrete}-");
+    let noted: BTreeSet<String> =
+        runner.sync.indices.iter().filter(|index| index.starts_with(&prefix)).cloned().collect();
+    let mut wanted = &noted | &runner.unmade;
+    // There before any row is: aliases, and all that is asked by them, need one to lead to.
+    wanted.insert(format!("{prefix}{NONE}"));
+    let bound = settings::period_indices();
+    if !runner.unmade.is_subset(&noted) && wanted.len() > bound {
+        runner.unmade.clear();
+        // What needs no other index goes on; the mapping is compared once more.
+        runner.index_body = None;
+        runner.source_changed = true;
+        runner.target = Target::Ready;
+        runner.block(&format!(
+            "its rows belong to {} indices at least, more than the {bound} that fanout.period_indices allows; raise that, or have \
+             longer periods: fanout.alter_sync(…, period => …)",
+            wanted.len()
+        ));
+        return None;
+    }
+    let indices: Vec<String> = wanted.into_iter().collect();
+    if indices != runner.sync.indices {
+        // Before they are made: one that is noted and not there was deleted by somebody, with what was in it.
+        let sync = runner.sync.clone();
+        match transaction(|| super::store::set_indices(&sync, &indices)) {
+            Ok(true) => runner.sync.indices.clone_from(&indices),
+            Ok(false) => {
+                super::process::catalog_is_stale();
+                return None;
+            }
+            Err(failed) => {
+                runner.back_off(&failed.to_string());
+                return None;
+            }
+        }
+    }
+    Some(JobKind::EnsurePeriods { generation: concrete, indices, alias, body })
 }
 
 /// Whether the mapping would be another now: then the index is to be asked for again, and gets what it lacks before any document
@@ -155,26 +205,29 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             runner.succeed();
             note_unfit(runner, &unfit);
             match (state, runner.sync.phase) {
-                (IndexState::Exists, Phase::Live) if runner.sync.generation > 1 => {
-                    let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
-                    let old = format!("{}-fanout-{}", runner.sync.target, runner.sync.generation - 1);
-                    let further = runner.sync.options["aliases"].clone();
-                    let kind = JobKind::SwapAlias { alias, old: Some(old), new, further };
-                    let generation = runner.sync.generation;
-                    if worker.send(id, Task::SwapAlias(generation), kind).is_err()
-                        && let Some(runner) = worker.runners.get_mut(&id)
-                    {
-                        runner.target = Target::Claimed;
-                    }
-                    return;
-                }
                 (IndexState::Exists, Phase::Live | Phase::Backfill | Phase::Reconcile | Phase::Drop) => {}
                 // Left behind by an earlier life of the same name: what is in it has to be compared.
                 (IndexState::Exists, Phase::Create) => fill(runner, Phase::Reconcile),
                 // Empty: deleted behind our back, or new.
                 (IndexState::Created, _) => fill(runner, Phase::Backfill),
             }
-            ready(runner);
+            serve(worker, id);
+        }
+        JobResult::Periods(found) => {
+            runner.succeed();
+            note_unfit(runner, &found.unfit);
+            let awaited = std::mem::take(&mut runner.unmade);
+            match runner.sync.phase {
+                Phase::Create if found.present == found.made => fill(runner, Phase::Backfill),
+                // Left behind by an earlier life of the same name: what is in it has to be compared.
+                Phase::Create => fill(runner, Phase::Reconcile),
+                Phase::Drop => {}
+                // Deleted behind our back.
+                _ if !found.made.is_subset(&awaited) => want_phase(runner, Phase::Reconcile),
+                _ => {}
+            }
+            runner.made = found.present;
+            serve(worker, id);
         }
         JobResult::Done => {
             ready(runner);
@@ -185,6 +238,24 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             }
         }
         _ => {}
+    }
+}
+
+/// The index is there. One of a later generation, once it is filled, takes the place of the one before it behind the alias.
+fn serve(worker: &mut Worker, id: i32) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let generation = runner.sync.generation;
+    if generation == 1 || runner.sync.phase != Phase::Live {
+        return ready(runner);
+    }
+    let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
+    let old = format!("{}-fanout-{}", runner.sync.target, generation - 1);
+    let further = runner.sync.options["aliases"].clone();
+    let kind = JobKind::SwapAlias { alias, old: Some(old), new, further };
+    if worker.send(id, Task::SwapAlias(generation), kind).is_err()
+        && let Some(runner) = worker.runners.get_mut(&id)
+    {
+        runner.target = Target::Claimed;
     }
 }
 

@@ -1,6 +1,6 @@
 //! What concerns a sync's target, looked at with the owner's rights and credentials.
 
-use super::Findings;
+use super::{Findings, Status};
 use crate::catalog::{Kind, Phase, Sync, identity, mapping};
 use crate::document::as_worker;
 use crate::network::{OwnersTarget, owners_target};
@@ -13,6 +13,7 @@ use delivery::engine::IndexReport;
 use delivery::ownership::Owner;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Looks at the source through the owner's eyes, then at the target.
 pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
@@ -36,9 +37,10 @@ pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
     match &target {
         OwnersTarget::Engine(engine) => {
             let (index, alias) = (sync.concrete_index(), sync.target.clone());
-            let found = engine.try_run(move |engine| Ok((engine.index_report(&index)?, engine.alias_holders(&alias)?)));
+            let found =
+                engine.try_run(move |engine| Ok((engine.index_reports(&index)?, engine.alias_holders(&alias)?)));
             match found {
-                Ok((report, holders)) => index_is_right(findings, sync, report, &holders),
+                Ok((reports, holders)) => indices_are_right(findings, sync, &reports, &holders),
                 Err(error) => findings.warning(
                     "index",
                     error.to_string(),
@@ -156,8 +158,43 @@ fn owner(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) {
     }
 }
 
-fn index_is_right(findings: &mut Findings, sync: &Sync, report: Option<IndexReport>, holders: &[String]) {
-    let index = sync.concrete_index();
+/// The index of a sync, or each of those that it has.
+fn indices_are_right(
+    findings: &mut Findings,
+    sync: &Sync,
+    reports: &BTreeMap<String, IndexReport>,
+    holders: &[String],
+) {
+    let concrete = sync.concrete_index();
+    if sync.templates().period.is_none() {
+        return index_is_right(findings, sync, &concrete, reports.get(&concrete), holders);
+    }
+    let prefix = format!("{concrete}-");
+    let noted = sync.indices.iter().filter(|index| index.starts_with(&prefix));
+    let all: BTreeSet<&String> = reports.keys().chain(noted).collect();
+    let mut wrong = Findings { object: findings.object.clone(), list: Vec::new(), silent: Vec::new() };
+    for &index in &all {
+        index_is_right(&mut wrong, sync, index, reports.get(index), holders);
+    }
+    wrong.list.retain(|finding| finding.status != Status::Ok);
+    if wrong.list.is_empty() {
+        findings.ok("index", format!("{} indices", all.len()));
+    }
+    // What is so with all of them is said once.
+    for finding in wrong.list {
+        if !findings.list.iter().any(|known| known.item == finding.item && known.detail == finding.detail) {
+            findings.list.push(finding);
+        }
+    }
+}
+
+fn index_is_right(
+    findings: &mut Findings,
+    sync: &Sync,
+    index: &String,
+    report: Option<&IndexReport>,
+    holders: &[String],
+) {
     let literal = pgrx::spi::quote_literal(&sync.name);
     let Some(report) = report else {
         return if sync.phase == Phase::Create {
@@ -186,14 +223,14 @@ fn index_is_right(findings: &mut Findings, sync: &Sync, report: Option<IndexRepo
             format!("index \"{index}\" takes no writes: index.blocks.{block} is set"),
             "Engines set read_only_allow_delete when a disk is nearly full: make room, then set it to null.",
         );
-    } else if sync.phase == Phase::Live && !holders.contains(&index) {
+    } else if sync.phase == Phase::Live && !holders.contains(index) {
         findings.error(
             "index",
             format!("the alias \"{}\" does not point to index \"{index}\"", sync.target),
             format!("Point it there, or SELECT fanout.resync({literal});"),
         );
     } else {
-        findings.ok("index", index);
+        findings.ok("index", index.as_str());
     }
     if set("index.translog.durability") == "async" {
         findings.warning(
