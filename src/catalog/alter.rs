@@ -1,11 +1,14 @@
 //! `fanout.alter_sync()`: everything that makes a sync what it is, changed later, and no more work than that takes.
 
+use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, not_parked, owned};
 use crate::catalog::declare::{
-    check_fields, check_jitter, check_pipeline, check_search_fields, fits, not_null, one_of, ttl_milliseconds,
+    check_fields, check_jitter, check_pipeline, check_search_fields, fits, index_columns, not_null, one_of,
+    ttl_milliseconds,
 };
 use crate::catalog::document::{self, Wanted};
+use crate::catalog::enqueue::layout;
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
 use crate::error::failure;
@@ -46,6 +49,8 @@ const RESETTABLE: &[(&str, &str)] = &[
     ("types", "types"),
     ("aliases", "aliases"),
     ("pipeline", "pipeline"),
+    ("routing", "routing"),
+    ("period", "period"),
     ("search_fields", "search_fields"),
     ("columns", "fields"),
     ("rename", "fields"),
@@ -74,6 +79,8 @@ fn alter_sync(
     types: default!(Option<JsonB>, "NULL"),
     aliases: default!(Option<JsonB>, "NULL"),
     pipeline: default!(Option<String>, "NULL"),
+    routing: default!(Option<String>, "NULL"),
+    period: default!(Option<String>, "NULL"),
     format: default!(Option<String>, "NULL"),
     ttl: default!(Option<Interval>, "NULL"),
     jitter: default!(Option<f64>, "NULL"),
@@ -95,6 +102,8 @@ fn alter_sync(
     only_for(Kind::Index, &before, "types", types.is_some());
     only_for(Kind::Index, &before, "aliases", aliases.is_some());
     only_for(Kind::Index, &before, "pipeline", pipeline.is_some());
+    only_for(Kind::Index, &before, "routing", routing.is_some());
+    only_for(Kind::Index, &before, "period", period.is_some());
     only_for(Kind::Index, &before, "search_fields", search_fields.is_some());
     only_for(Kind::Index, &before, "on_reject", on_reject.is_some());
     only_for(Kind::Cache, &before, "format", format.is_some());
@@ -123,7 +132,11 @@ fn alter_sync(
     }
     pace(backfill_rate, backfill_window, &mut options);
     let wanted = Wanted { columns, rename, predicate, document };
-    let reads = documents(wanted, &reset, &before, &table, &mut options);
+    if before.kind == Kind::Index {
+        after.address_columns = index_columns(&table, &before.key_columns, routing, period, &mut options);
+    }
+    let reads =
+        documents(wanted, &reset, &after, &table, &mut options, after.address_columns != before.address_columns);
     after.options = Value::Object(options);
     if before.kind == Kind::Index && after.options != before.options {
         let fields = document::columns(&after, &table);
@@ -147,7 +160,7 @@ fn alter_sync(
     let cost = cost(&before, &after);
     announce(&before, &after, cost);
     if !dry_run && after != before {
-        store(&before, &after, cost);
+        store(&before, &after, cost, &table);
         if let Some(reads) = reads {
             relation::warn_of_undeclared(&after.name, &reads);
         }
@@ -198,7 +211,7 @@ fn pace(rate: Option<f64>, window: Option<String>, options: &mut Map<String, Val
     }
 }
 
-/// Declares the documents anew, if anything of them was given or reset: then as a whole, out of what was given and what the
+/// Declares the documents anew, if anything of them was given or reset, or what a query has to yield beside them changes: then as a whole, out of what was given and what the
 /// sync has. Gives the tables that are read for them beside the source.
 fn documents(
     wanted: Wanted,
@@ -206,9 +219,11 @@ fn documents(
     sync: &Sync,
     table: &Table,
     options: &mut Map<String, Value>,
+    readdressed: bool,
 ) -> Option<Vec<pg_sys::Oid>> {
     let given = |name: &str| reset.iter().any(|reset| reset == name);
-    let untouched = wanted.columns.is_none()
+    let untouched = !readdressed
+        && wanted.columns.is_none()
         && wanted.rename.is_none()
         && wanted.predicate.is_none()
         && wanted.document.is_none()
@@ -280,9 +295,10 @@ fn cost(before: &Sync, after: &Sync) -> Cost {
     if after.server != before.server {
         return Cost::Resync;
     }
-    let aliases = |sync: &Sync| sync.options.get("aliases").cloned();
+    let of_index = |option: &&str| before.options.get(*option) != after.options.get(*option);
     if before.kind == Kind::Index
-        && (mapping::index_body(before) != mapping::index_body(after) || aliases(before) != aliases(after))
+        && (mapping::index_body(before) != mapping::index_body(after)
+            || ["aliases", "routing", "period"].iter().any(of_index))
     {
         return Cost::Resync;
     }
@@ -321,7 +337,12 @@ fn announce(before: &Sync, after: &Sync, cost: Cost) {
     }
 }
 
-fn store(before: &Sync, after: &Sync, cost: Cost) {
+fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
+    let readdressed = after.address_columns != before.address_columns;
+    if readdressed {
+        // No open transaction has captured by the columns of before: what it notes would be taken for addresses of now.
+        table.lock();
+    }
     let progress = match cost {
         Cost::Nothing => String::new(),
         Cost::Reconcile => format!(", {ANEW}, {COMPARED}"),
@@ -332,8 +353,11 @@ fn store(before: &Sync, after: &Sync, cost: Cost) {
         Cost::Resync => format!(", {ANEW}, {NEXT_INDEX}"),
     };
     let sql = format!(
-        "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4{progress} WHERE sync_id = $1"
+        "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4,
+             address_columns = $5, layout = $6{progress} WHERE sync_id = $1"
     );
+    // As of now, and not when the worker comes to it: what is in the journal is of other types than what it will find there.
+    let layout = if readdressed { Some(i64::from(image::layout(layout(after)).signature)) } else { before.layout };
     privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
             client.update(
@@ -344,8 +368,21 @@ fn store(before: &Sync, after: &Sync, cost: Cost) {
                     JsonB(after.options.clone()).into(),
                     after.owner.into(),
                     after.server.clone().into(),
+                    after.address_columns.clone().into(),
+                    layout.into(),
                 ],
             )?;
+            if readdressed {
+                // By addresses of before; and what is captured in related tables is the key, no longer an address.
+                client.update("DELETE FROM fanout.dead_letter WHERE sync_id = $1", None, &[before.id.into()])?;
+                if after.address_columns != after.key_columns {
+                    client.update(
+                        "UPDATE fanout.relation SET direct = false WHERE sync_id = $1",
+                        None,
+                        &[before.id.into()],
+                    )?;
+                }
+            }
             Ok(())
         }));
     });

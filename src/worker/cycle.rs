@@ -600,7 +600,7 @@ impl Worker {
         loop {
             let Some(runner) = self.runners.get_mut(&id) else { return worked };
             let Some(senders) = runner.senders.clone() else { return worked };
-            if !runner.may_try(Instant::now()) {
+            if !runner.may_try(Instant::now()) || !matches!(runner.target, super::runner::Target::Ready) {
                 return worked;
             }
             // One place is left for the other syncs of this server.
@@ -951,10 +951,17 @@ fn adapt(runner: &mut Runner, sync: Sync) {
     if sync.paused != old.paused || sync.identity != old.identity {
         runner.not_before = None;
     }
+    let readdressed = sync.address_columns != old.address_columns;
     let again = sync.request != old.request || sync.phase != old.phase;
     if restart {
         runner.restart();
         runner.source = None;
+    }
+    if readdressed {
+        // Dead letters of before went when it was altered.
+        runner.dead.clear();
+        runner.delete_instead.clear();
+        runner.slow.clear();
     }
     if again {
         // What was wanted of our own accord begins from the start as well, and so does this.
@@ -962,6 +969,7 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         runner.forget_scan();
     }
     runner.pace = Pace::of(&sync.options);
+    runner.templates = sync.templates();
     runner.scan_at = None;
     runner.sync = sync;
     runner.publish();

@@ -20,6 +20,7 @@ mod outages;
 mod overrides;
 mod ownership;
 mod partitions;
+mod periods;
 mod privileges;
 mod progress;
 mod races;
