@@ -12,6 +12,8 @@ on_each_engine!(
     a_deleted_index_is_made_and_filled_again,
     the_number_of_indices_is_bounded,
     a_sync_gets_periods_later_and_others_and_none,
+    refused_documents_move_too,
+    rows_of_related_tables_find_their_documents,
 );
 
 /// What the name of the index of a row ends in, as SQL says it.
@@ -351,5 +353,69 @@ fn a_sync_gets_periods_later_and_others_and_none(world: &mut World, engine: &Eng
         world.db.exec("UPDATE orders SET placed_at = placed_at - interval '70 days', total = total * 2 WHERE id % 7 = 0; DELETE FROM orders WHERE id = 1");
         assert_in_step(world, &sync);
         assert_eq!(alter(world, change.split(", period").next().unwrap()), "nothing");
+    }
+}
+
+fn refused_documents_move_too(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    let mapping = r#"{"total": {"type": "byte"}}"#;
+    let sync =
+        world.index_table("orders", engine, &format!(", period => '${{placed_at:month}}', mapping => '{mapping}'"));
+    let concrete = |world: &World, month: &str| format!("{}-fanout-1-{month}", world.index_name("orders"));
+    let letters = |world: &mut World| {
+        world.wait("orders");
+        world.db.value("SELECT count(*) FROM fanout.dead_letters")
+    };
+    world.db.exec("INSERT INTO orders VALUES (1, '2024-01-05', 1000), (2, '2024-01-06', 2)");
+    assert_eq!(letters(world), "1");
+    world.db.exec("UPDATE orders SET placed_at = '2024-01-15' WHERE id = 1");
+    assert_eq!(letters(world), "1");
+    world.db.exec("UPDATE orders SET placed_at = '2024-02-15' WHERE id = 1");
+    assert_eq!(letters(world), "1");
+    world.db.exec("UPDATE orders SET placed_at = '2024-02-16', total = 1 WHERE id = 1");
+    assert_eq!(letters(world), "0");
+    assert_in_place(world, engine, &sync, MONTH);
+    // The document of before is deleted, and stays so while the row moves within the month.
+    assert_eq!(world.db.value("SELECT fanout.alter_sync('orders', on_reject => 'delete')"), "nothing");
+    world.db.exec("UPDATE orders SET total = 1000 WHERE id = 2");
+    assert_eq!(letters(world), "1");
+    assert_eq!(engine.document(&concrete(world, "2024-01"), "2"), None);
+    world.db.exec("UPDATE orders SET placed_at = '2024-01-20' WHERE id = 2");
+    assert_eq!(letters(world), "1");
+    assert_eq!(engine.document(&concrete(world, "2024-01"), "2"), None);
+    world.db.exec("UPDATE orders SET placed_at = '2024-01-21', total = 2 WHERE id = 2");
+    assert_eq!(letters(world), "0");
+    assert_in_place(world, engine, &sync, MONTH);
+}
+
+fn rows_of_related_tables_find_their_documents(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    world.db.exec(
+        "CREATE TABLE note (id int PRIMARY KEY, order_id int REFERENCES orders ON DELETE CASCADE, words text);
+         INSERT INTO orders SELECT n, date '2024-01-03' + n, n FROM generate_series(1, 100) n;
+         INSERT INTO note SELECT n, n, 'note ' || n FROM generate_series(1, 100) n",
+    );
+    let query = "SELECT o.id, o.total, (SELECT string_agg(n.words, '; ' ORDER BY n.id) FROM note n WHERE n.order_id = o.id) AS notes";
+    let period = "period => '${placed_at:month}'";
+    let sync = world.index_table("orders", engine, &format!(", document => $${query} FROM orders o$$"));
+    world.db.exec("SELECT fanout.related('orders', 'note')");
+    assert_in_step(world, &sync);
+    let direct = "SELECT bool_or(direct) FROM fanout.relation";
+    assert_eq!(world.db.value(direct), "t");
+    // The query has to yield what the address is made from.
+    let refusal = world.db.refusal(&format!("SELECT fanout.alter_sync('{sync}', {period})"));
+    assert_eq!(refusal.code, "42703", "{refusal}");
+    assert!(refusal.message.contains("does not yield column \"placed_at\""), "{refusal}");
+    let changed = format!("document => $${query}, o.placed_at FROM orders o$$, {period}");
+    assert_eq!(world.db.value(&format!("SELECT fanout.alter_sync('{sync}', {changed})")), "resync");
+    assert_eq!(world.db.value(direct), "f", "what is captured there is the key, and no address any more");
+    assert_in_place(world, engine, &sync, MONTH);
+    for round in 0..5 {
+        world.db.exec(&format!(
+            "UPDATE note SET words = words || {round}, order_id = 1 + (order_id + 31) % 90 WHERE id % 5 = {round};
+             UPDATE orders SET placed_at = placed_at + interval '17 days' WHERE id % 3 = {round} % 3 AND id <> {round};
+             DELETE FROM orders WHERE id = 95 + {round}; DELETE FROM note WHERE id = 90 + {round}"
+        ));
+        assert_in_place(world, engine, &sync, MONTH);
     }
 }
