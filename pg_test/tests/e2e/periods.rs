@@ -22,6 +22,9 @@ const MONTH: &str = "CASE WHEN isfinite(placed_at) AND placed_at >= '0001-01-01+
 
 const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, placed_at timestamptz, total int)";
 
+const END_WORKER: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type LIKE 'pg_fanout%' AND datname = current_database()";
+
 /// Of each document that searches by the alias find: its id and its index. A document in two indices is an error.
 fn found(world: &World, engine: &Engine) -> BTreeMap<String, String> {
     let alias = world.index_name("orders");
@@ -89,7 +92,10 @@ fn documents_follow_their_rows_from_period_to_period(world: &mut World, engine: 
     for (index, mapping) in mappings.as_object().unwrap() {
         assert_eq!(mapping["mappings"]["properties"]["address"]["type"], "ip", "{index}");
     }
-    for _ in 0..12 {
+    for round in 0..12 {
+        if round % 5 == 4 {
+            world.db.exec(END_WORKER);
+        }
         for _ in 0..dice.below(25) + 1 {
             let (id, month, seconds) = (dice.below(400), dice.below(9), dice.below(31 * 86_400));
             let date = match dice.below(12) {
@@ -257,9 +263,7 @@ fn a_deleted_index_is_made_and_filled_again(world: &mut World, engine: &Engine) 
     assert_in_place(world, engine, &sync, MONTH);
     // Nothing writes there, and the worker learns of it when it begins anew.
     engine.ask("DELETE", &february, None);
-    let worker = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE backend_type LIKE 'pg_fanout%' AND datname = current_database()";
-    world.db.exec(worker);
+    world.db.exec(END_WORKER);
     eventually("the index is filled again", Duration::from_secs(40), || {
         engine.exists(&february[1..]) && world.status(&sync, "state") == "live"
     });
