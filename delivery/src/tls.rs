@@ -13,13 +13,13 @@ pub(crate) fn install_provider() {
     });
 }
 
-/// Whether TLS itself is why: a certificate that is not accepted, a version not spoken. That stays so until somebody
+/// What TLS itself has against it: a certificate that is not accepted, a version not spoken. That stays so until somebody
 /// changes something; a connection that breaks off in the handshake is another matter.
-pub(crate) fn refused(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn refused<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.is::<rustls::Error>() {
-            return true;
+        if let Some(found) = error.downcast_ref::<rustls::Error>() {
+            return Some(found);
         }
         // Both show the source of what they wrap, not what they wrap. RedisError wraps in an Arc.
         let wrapped: Option<&(dyn Error + 'static)> = match error.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
@@ -29,12 +29,35 @@ pub(crate) fn refused(error: &(dyn Error + 'static)) -> bool {
                 None => None,
             },
         };
-        if wrapped.is_some_and(refused) {
-            return true;
+        if let Some(found) = wrapped.and_then(refused) {
+            return Some(found);
         }
         next = error.source();
     }
-    false
+    None
+}
+
+/// The same in words for who runs the servers; what is rarer, rustls says itself.
+pub(crate) fn explain(error: &rustls::Error) -> String {
+    use rustls::{AlertDescription, CertificateError as Invalid, Error::*};
+    let why = match error {
+        InvalidCertificate(Invalid::Expired | Invalid::ExpiredContext { .. }) => "the server's certificate has expired",
+        InvalidCertificate(Invalid::NotValidYet | Invalid::NotValidYetContext { .. }) => {
+            "the server's certificate is not valid yet"
+        }
+        InvalidCertificate(Invalid::UnknownIssuer) => {
+            "the server's certificate is of an authority that is not trusted (option \"ca\")"
+        }
+        InvalidCertificate(Invalid::NotValidForName | Invalid::NotValidForNameContext { .. }) => {
+            "the server's certificate is for another host"
+        }
+        AlertReceived(AlertDescription::CertificateExpired) => {
+            "the server says that our client certificate has expired"
+        }
+        AlertReceived(AlertDescription::CertificateRequired) => "the server wants a client certificate",
+        _ => return error.to_string(),
+    };
+    why.to_owned()
 }
 
 /// How many certificates a PEM text holds; `None` if any of them is not valid.

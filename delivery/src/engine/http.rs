@@ -311,7 +311,8 @@ fn gzipped(body: &[u8]) -> Result<Vec<u8>> {
 fn failure(error: reqwest::Error, node: &str) -> Error {
     let error = error.without_url();
     let connecting = error.is_connect();
-    let kind = if error.is_builder() || crate::tls::refused(&error) {
+    let refused = crate::tls::refused(&error).map(crate::tls::explain);
+    let kind = if error.is_builder() || refused.is_some() {
         ErrorKind::TlsOrConfig
     } else if connecting {
         ErrorKind::Unreachable
@@ -324,13 +325,14 @@ fn failure(error: reqwest::Error, node: &str) -> Error {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
+    let why = refused.unwrap_or_else(|| cause.to_string());
     let what = match kind {
         ErrorKind::Unreachable => "can't connect to",
         ErrorKind::Timeout => "no reply in time from",
         ErrorKind::ConnectionLost => "lost the connection to",
         _ => "can't talk to",
     };
-    Error::new(kind, format!("{what} {node}: {cause}")).with_source(error)
+    Error::new(kind, format!("{what} {node}: {why}")).with_source(error)
 }
 
 #[derive(Deserialize)]

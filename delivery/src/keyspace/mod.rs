@@ -295,6 +295,7 @@ fn bad_config(message: &str) -> Error {
 
 /// `sent`: whether a command of ours may have reached the server.
 fn failure(error: &RedisError, node: &str, sent: bool) -> Error {
+    let refused = crate::tls::refused(error);
     let kind = match error.code() {
         Some(code) if batch::is_denied(code) => ErrorKind::Unauthorized,
         Some(code) if batch::is_passing(code) => ErrorKind::Overloaded,
@@ -303,7 +304,7 @@ fn failure(error: &RedisError, node: &str, sent: bool) -> Error {
         None => match error.kind() {
             redis::ErrorKind::AuthenticationFailed => ErrorKind::Unauthorized,
             redis::ErrorKind::InvalidClientConfig => ErrorKind::TlsOrConfig,
-            _ if crate::tls::refused(error) => ErrorKind::TlsOrConfig,
+            _ if refused.is_some() => ErrorKind::TlsOrConfig,
             _ if !sent => ErrorKind::Unreachable,
             redis::ErrorKind::Io if error.is_timeout() => ErrorKind::Timeout,
             redis::ErrorKind::Io => ErrorKind::ConnectionLost,
@@ -313,7 +314,7 @@ fn failure(error: &RedisError, node: &str, sent: bool) -> Error {
     // RedisError's own text repeats its category before the detail.
     let reason = match error.code() {
         Some(code) => format!("{code} {}", error.detail().unwrap_or("")).trim_end().to_owned(),
-        None => error.to_string(),
+        None => refused.map_or_else(|| error.to_string(), crate::tls::explain),
     };
     let what = match kind {
         ErrorKind::Unreachable => "can't connect to",

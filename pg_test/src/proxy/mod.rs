@@ -5,6 +5,9 @@
 
 mod http;
 mod resp;
+mod tls;
+
+pub use tls::{Certificate, TlsFront};
 
 use std::collections::BTreeMap;
 use std::io;

@@ -3,7 +3,7 @@
 use crate::backlog::ServerLog;
 use crate::proxied::{Proxies, Setting, in_step_again};
 use crate::tables::products;
-use pg_test::proxy::Fault;
+use pg_test::proxy::{Certificate, Fault, TlsFront};
 use pg_test::{Engine, Keyspace, Session, World, assert_in_step, differences, eventually, stack};
 use std::process::Command;
 use std::thread;
@@ -136,6 +136,49 @@ fn a_wrong_password_blocks_and_no_secret_is_logged() {
     }
     assert!(!log.text().contains(&secret), "a secret is in the server's log");
     redis(&["ACL", "DELUSER", &user]);
+}
+
+#[test]
+fn an_expired_certificate_is_said_and_nothing_is_dropped() {
+    let mut world = World::alone("expired");
+    let url = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let (engine, redis) = (TlsFront::before(&url("OPENSEARCH_URL")), TlsFront::before(&url("REDIS_URL")));
+    for (server, url) in
+        [("search", format!("https://{}", engine.address())), ("cache", format!("rediss://{}", redis.address()))]
+    {
+        let authority = TlsFront::AUTHORITY;
+        world.db.exec(&format!("ALTER SERVER {server} OPTIONS (SET url '{url}', ADD ca '{authority}')"));
+    }
+    products(&mut world, 20);
+    let cache = world.cache_table("product", "");
+    let index = world.index_table("product", &Engine::opensearch(), ", name => 'index'");
+    for sync in [&cache, &index] {
+        assert_in_step(&mut world, sync);
+    }
+    for front in [&engine, &redis] {
+        front.present(Certificate::Expired);
+    }
+    world.db.exec("UPDATE product SET price = 5; DELETE FROM product WHERE id = 3");
+    for (sync, server) in [(&cache, "cache"), (&index, "search")] {
+        eventually("the sync is blocked", Duration::from_secs(30), || world.status(sync, "state") == "blocked");
+        let error = world.status(sync, "last_error");
+        assert!(error.contains("the server's certificate has expired"), "{error}");
+        assert_eq!(world.status(sync, "dead_letters"), "0");
+        let found = world.db.value(&format!(
+            "SELECT string_agg(detail || ' ' || coalesce(hint, ''), '; ') FROM fanout.check('{sync}') WHERE item = 'server'"
+        ));
+        assert!(found.contains("certificate has expired") && found.contains(server), "{found}");
+    }
+    let before = engine.connections() + redis.connections();
+    thread::sleep(Duration::from_secs(5));
+    let asked = engine.connections() + redis.connections() - before;
+    assert!(asked < 10, "servers whose certificate expired were asked {asked} times in 5 s");
+    for front in [&engine, &redis] {
+        front.present(Certificate::Valid);
+    }
+    for sync in [&cache, &index] {
+        in_step_again(&mut world, sync);
+    }
 }
 
 /// A program of PostgreSQL with the connection that the environment names.
