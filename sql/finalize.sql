@@ -21,7 +21,7 @@ COMMENT ON FUNCTION fanout.mapping IS
 COMMENT ON FUNCTION fanout.pause IS
     'stops the deliveries of a sync; changes are still captured';
 COMMENT ON FUNCTION fanout.resume IS
-    'goes on with the deliveries of a paused sync';
+    'goes on with the deliveries of a paused sync, or of one that is left alone because it brought the worker down';
 COMMENT ON FUNCTION fanout.resync IS
     'delivers everything anew; an index is rebuilt behind its alias, without downtime';
 COMMENT ON FUNCTION fanout.reconcile IS

@@ -8,6 +8,7 @@ static CAPTURE_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static HEARTBEAT: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static READ_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static READ_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(512);
 static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static BATCH_DOCUMENTS: GucSetting<i32> = GucSetting::<i32>::new(2000);
 static PENDING_KEYS: GucSetting<i32> = GucSetting::<i32>::new(500_000);
@@ -62,6 +63,16 @@ pub fn define() {
         3_600_000,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    int(
+        c"fanout.read_memory",
+        &READ_MEMORY,
+        c"Memory that the worker may take while it reads rows in one statement.",
+        c"A statement that takes more is cancelled, and fewer rows are read; a row that takes more alone is a dead letter.",
+        16,
+        1_048_576,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     int(
         c"fanout.batch_bytes",
@@ -175,6 +186,11 @@ pub fn heartbeat_ms() -> i64 {
 /// Longest statement of the worker, in milliseconds.
 pub fn read_timeout_ms() -> i32 {
     READ_TIMEOUT.get()
+}
+
+/// Bytes that one statement of the worker may take.
+pub fn read_memory() -> u64 {
+    READ_MEMORY.get() as u64 * 1024 * 1024
 }
 
 /// Bytes at which a batch is sent.

@@ -6,8 +6,10 @@ use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, identity, ours, require_preloaded, triggers};
 use crate::error::failure;
 use crate::server::role_name;
+use crate::worker::shared;
 use pgrx::prelude::*;
 use pgrx::{Spi, default, pg_sys};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What all deliveries of a sync begin anew with.
 pub const ANEW: &str = "request = request + 1, position = NULL, rows_done = 0, rows_total = NULL";
@@ -26,10 +28,13 @@ fn pause(sync: &str) {
     update(&sync, "paused = true");
 }
 
-/// Goes on with the deliveries of a paused sync.
+/// Goes on with the deliveries of a paused sync, and of one that is left alone because it brought the worker down.
 #[pg_extern(schema = "fanout", strict)]
 fn resume(sync: &str) {
     let sync = owned(sync);
+    if let Some(slot) = shared::sync_slot(sync.id, false) {
+        slot.resumed.store(true, Relaxed);
+    }
     update(&sync, "paused = false");
 }
 

@@ -5,6 +5,7 @@ use crate::catalog;
 use crate::error::failure;
 use crate::worker::shared::{self, SyncState, WorkerState};
 use pgrx::prelude::*;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// How often a waiter looks whether the sync can still get there.
@@ -64,7 +65,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
         } else if now.paused {
             Some("it is paused".to_owned())
         } else {
-            slot.filter(|slot| slot.state() == SyncState::Blocked)
+            // Resumed: it is about to be tried again.
+            slot.filter(|slot| slot.state() == SyncState::Blocked && !slot.resumed.load(Relaxed))
                 .map(|slot| format!("it is blocked: {}", slot.error().map_or_else(String::new, |error| error.0)))
         };
         if let Some(why) = stuck {

@@ -4,6 +4,7 @@ use super::clock::Clock;
 use super::pending::{Pending, Slot};
 use super::reading::read_as_owner;
 use super::runner::Runner;
+use super::strikes::Work;
 use super::transaction::{Class, Failed, transaction};
 use crate::capture::image;
 use crate::catalog::{Kind, Phase, Sync, Templates};
@@ -347,7 +348,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     runner.last_read = slots.len();
     let naming = runner.naming(source);
     let (pending, delete_instead, made) = (&runner.pending, &runner.delete_instead, &runner.made);
-    let read = read_as_owner(runner.slot, &runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, Work::Changes, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let mut wanted: FxHashMap<&[u8], Slot> = slots.iter().map(|&slot| (pending.address(slot), slot)).collect();
         let mut left = Left::default();
@@ -501,7 +502,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let enough = bound.saturating_mul(ENOUGH);
     let mut seen: FxHashSet<Vec<u8>> = FxHashSet::default();
     let (made, mut unmade) = (&runner.made, BTreeSet::new());
-    let read = read_as_owner(runner.slot, &runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, Work::Scan, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let rows = plans.read_blocks(source, from, to, |address, document| {
             // Inherited tables may hold one key twice: the second row would be a second action for one document.
@@ -555,7 +556,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
 fn mark_block(runner: &mut Runner, slice: u32, block: u32) -> Result<(), Failed> {
     let Some((source, Some(plans))) = &runner.source else { return Ok(()) };
     let mut addresses = Vec::new();
-    let read = read_as_owner(runner.slot, &runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, Work::Scan, || {
         plans.read_addresses(source, block, |address| addresses.push(address.to_vec()))
     });
     let Some(scan) = &mut runner.scan else { return Ok(()) };

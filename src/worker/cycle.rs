@@ -5,6 +5,7 @@ use super::batch;
 use super::clock::Clock;
 use super::outcome;
 use super::pace::{Hold, Pace};
+use super::reading::at_risk;
 use super::rhythm;
 use super::rotation::Rotation;
 use super::runner::{HEARTBEAT, Runner};
@@ -12,6 +13,7 @@ use super::scan::{Ids, Scan};
 use super::shape::Shape;
 use super::shared::{self, Database};
 use super::store;
+use super::strikes::{self, Work};
 use super::transaction::{Class, Failed, flush_wal, transaction};
 use crate::catalog::acting::acting_for;
 use crate::catalog::{self, Kind, Phase, Sync};
@@ -148,6 +150,16 @@ impl Worker {
             published: Instant::now(),
         };
         worker.reload()?;
+        if let Some((sync, work)) = strikes::new()
+            && let Some(runner) = worker.runners.get(&sync).filter(|runner| !runner.left_alone)
+        {
+            pgrx::warning!(
+                "pg_fanout: the worker before this one went down while it {} of sync \"{}\"; if that happens again, the sync is \
+                 left alone",
+                work.doing(),
+                runner.sync.name
+            );
+        }
         Ok(worker)
     }
 
@@ -163,6 +175,7 @@ impl Worker {
         let living: Vec<i32> = syncs.iter().map(|sync| sync.id).collect();
         self.runners.retain(|id, _| living.contains(id));
         shared::free_sync_slots(&living);
+        strikes::retain(&living);
         let related =
             syncs.iter().flat_map(|sync| sync.relations.iter().map(|relation| (relation.source, relation.id, sync.id)));
         self.relations = related.clone().map(|(_, relation, sync)| (relation, sync)).collect();
@@ -189,6 +202,11 @@ impl Worker {
                     })?;
                     if runner.slot.take_overdue().is_some() {
                         runner.quarantine();
+                    }
+                    if runner.sync.paused {
+                        runner.forgive();
+                    } else if let Some(verdict) = strikes::verdict(runner.sync.id) {
+                        runner.leave_alone(verdict);
                     }
                     runner.dead = dead.into_iter().collect();
                     runner.stored = stored;
@@ -696,7 +714,7 @@ impl Worker {
             }
             Class::Data => {
                 if runner.batch_limit > 1 {
-                    let limit = runner.batch_limit.min(settings::batch_documents());
+                    let limit = runner.batch_limit.min(settings::batch_documents()).min(runner.last_read);
                     runner.batch_limit = (limit / 2).max(1);
                     runner.slot.set_error(&format!("a row cannot be read: {failed}"));
                 } else if scanned {
@@ -945,16 +963,20 @@ fn adapt(runner: &mut Runner, sync: Sync) {
         || sync.source != old.source
         || sync.address_columns != old.address_columns
         || sync.options != old.options;
-    if sync.relations != old.relations {
-        runner.source = None;
-    }
-    if sync.paused != old.paused || sync.identity != old.identity {
-        runner.not_before = None;
-    }
+    let related = sync.relations != old.relations;
     let readdressed = sync.address_columns != old.address_columns;
     let again = sync.request != old.request || sync.phase != old.phase;
+    let resumed = runner.slot.resumed.load(Relaxed) || sync.paused != old.paused || sync.identity != old.identity;
+    if related {
+        runner.source = None;
+    }
+    if resumed {
+        runner.forgive();
+    }
     if restart {
         runner.restart();
+        // Another query, perhaps.
+        runner.forgive();
         runner.source = None;
     }
     if readdressed {
@@ -973,29 +995,32 @@ fn adapt(runner: &mut Runner, sync: Sync) {
     runner.scan_at = None;
     runner.sync = sync;
     runner.publish();
+    runner.slot.resumed.store(false, Relaxed);
 }
 
 /// Resolves the source of a sync and prepares its statements, as its owner.
 fn resolve(runner: &mut Runner) -> bool {
     let sync = runner.sync.clone();
-    let resolved = transaction(|| {
-        // Columns must not go between being listed and being asked for.
-        // SAFETY: a plain lock request, held until the transaction ends; a table that is gone is noticed after it. The snapshot
-        // of the transaction is replaced by one that is later than the lock.
-        unsafe {
-            pg_sys::LockRelationOid(sync.source, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-            pg_sys::PopActiveSnapshot();
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        }
-        let source = Source::resolve(&sync)?;
-        acting_for(&sync, || {
-            let plans = Plans::prepare(&source);
-            let related = sync.relations.iter().filter(|relation| !relation.columns.is_empty());
-            let related = related.map(|relation| Ok((relation.id, Related::prepare(&sync, &source, relation)?)));
-            let related = related.collect::<Result<_, Unreadable>>()?;
-            Ok::<_, Unreadable>((source, plans, related))
+    let resolved = at_risk(sync.id, Work::Planning, || {
+        transaction(|| {
+            // Columns must not go between being listed and being asked for.
+            // SAFETY: a plain lock request, held until the transaction ends; a table that is gone is noticed after it. The snapshot
+            // of the transaction is replaced by one that is later than the lock.
+            unsafe {
+                pg_sys::LockRelationOid(sync.source, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+                pg_sys::PopActiveSnapshot();
+                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            }
+            let source = Source::resolve(&sync)?;
+            acting_for(&sync, || {
+                let plans = Plans::prepare(&source);
+                let related = sync.relations.iter().filter(|relation| !relation.columns.is_empty());
+                let related = related.map(|relation| Ok((relation.id, Related::prepare(&sync, &source, relation)?)));
+                let related = related.collect::<Result<_, Unreadable>>()?;
+                Ok::<_, Unreadable>((source, plans, related))
+            })
+            .map(|resolved| (resolved, Shape::read(&sync)))
         })
-        .map(|resolved| (resolved, Shape::read(&sync)))
     });
     match resolved {
         Ok(Ok(((source, plans, related), shape))) => {

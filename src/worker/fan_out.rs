@@ -9,6 +9,7 @@ use super::outcome;
 use super::reading::read_as_owner;
 use super::runner::Runner;
 use super::store;
+use super::strikes::Work;
 use super::transaction::{Class, transaction};
 use crate::catalog::Phase;
 use crate::document::Source;
@@ -36,7 +37,7 @@ pub fn step(runner: &mut Runner) -> bool {
     let pending = &runner.pending;
     let changed: Vec<&[u8]> = slots.iter().filter_map(|&slot| Some(related(pending.address(slot))?.1)).collect();
     let mut found: HashSet<Vec<u8>> = HashSet::new();
-    let read = read_as_owner(runner.slot, &runner.sync, || {
+    let read = read_as_owner(runner.slot, &runner.sync, Work::Related, || {
         plan.read(source, &changed, |address| {
             found.insert(address.to_vec());
             found.len() <= room

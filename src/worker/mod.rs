@@ -20,6 +20,7 @@ mod shape;
 pub mod shared;
 mod signals;
 pub mod store;
+mod strikes;
 mod target;
 pub mod transaction;
 mod utility;

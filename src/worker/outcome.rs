@@ -7,6 +7,7 @@ use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
 use super::scan::Ids;
 use super::store::{self, DeadLetter};
+use super::strikes::Work;
 use super::transaction::{Failed, transaction};
 use crate::catalog::Phase;
 use crate::settings;
@@ -295,7 +296,7 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let sync = runner.sync.id;
     let addresses: Vec<Vec<u8>> = rejected.iter().map(|&(slot, ..)| runner.pending.address(slot).to_vec()).collect();
-    let noted = read_as_owner(runner.slot, &runner.sync, || {
+    let noted = read_as_owner(runner.slot, &runner.sync, Work::Keys, || {
         addresses
             .iter()
             .map(|address| (runner.render(address).unwrap_or_default(), runner.key(address)))
@@ -436,7 +437,7 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
     let parse = |places: &[usize]| {
         let one = |&at: &usize| runner.parse(Called::on(page, at));
-        read_as_owner(runner.slot, &runner.sync, || places.iter().map(one).collect::<Vec<_>>())
+        read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
     };
     let parsed = parse(&places).or_else(|_| {
         // One of them is no text of the key's type: one by one.

@@ -3,6 +3,7 @@
 use super::cycle::Worker;
 use super::shared::{self, Database, WorkerState};
 use super::signals;
+use super::strikes;
 use super::transaction::transaction;
 use crate::catalog;
 use pgrx::pg_sys;
@@ -109,11 +110,19 @@ unsafe extern "C-unwind" fn on_syscache(_arg: pg_sys::Datum, _cache: i32, _hash:
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
     super::reading::note_overdue();
+    strikes::end_process();
     if let Some(database) = MINE.get() {
         database.detach(AFTER.get());
         database.wake_waiters();
         shared::wake_launcher();
     }
+}
+
+/// The postmaster ends all processes: an immediate shutdown, or another process crashed. Whatever is at work is not to blame.
+unsafe extern "C-unwind" fn quit(signal: i32) {
+    strikes::end_process();
+    // SAFETY: the handler that is in place of this one in every background worker.
+    unsafe { signals::SignalHandlerForCrashExit(signal) };
 }
 
 /// Serves signals: SIGTERM ends the process here, SIGHUP reads the configuration.
@@ -195,6 +204,10 @@ fn installed() -> bool {
 }
 
 fn leave(after: WorkerState) -> ! {
+    if after == WorkerState::None {
+        // There are no syncs any more, or they are not ours.
+        strikes::retain(&[]);
+    }
     AFTER.set(after);
     // on_exit frees the slot.
     signals::exit(0)
@@ -210,6 +223,7 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
     unsafe {
         signals::pqsignal(libc::SIGTERM, Some(signals::die));
         signals::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
+        signals::pqsignal(libc::SIGQUIT, Some(quit));
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0);
         let Some(database) = shared::database_of(oid) else { signals::exit(0) };
@@ -227,6 +241,7 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
             pg_sys::Datum::from(0),
         );
         super::reading::register();
+        strikes::open(oid);
         for (name, value) in PINNED.iter().chain(crate::document::OUTPUT) {
             pin(name, value);
         }

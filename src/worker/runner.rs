@@ -6,12 +6,15 @@ use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
 use super::scan::{Ids, Scan};
 use super::shared::{self, ScanState, SyncSlot, SyncState};
+use super::strikes::{self, Verdict};
 use crate::catalog::{Phase, Sync, Templates};
 use crate::document::{Plans, Related, Source};
+use crate::error::failure;
 use delivery::aimd::{Aimd, Bounds};
 use delivery::backoff::Backoff;
 use delivery::ownership::{Ownership, Sighting};
 use delivery::sender::Senders;
+use pgrx::PgSqlErrorCode;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -91,6 +94,8 @@ pub struct Runner {
     pub blocked: bool,
     /// See [`Self::quarantine`].
     pub quarantined: bool,
+    /// See [`Self::leave_alone`].
+    pub left_alone: bool,
     /// Documents that a batch may have: falls when the target says that a batch is too large, or a row cannot be read.
     pub batch_limit: usize,
     /// Bytes of a document, a moving mean; 0 if none was seen.
@@ -166,6 +171,7 @@ impl Runner {
             failing: false,
             blocked: false,
             quarantined: false,
+            left_alone: false,
             batch_limit: usize::MAX,
             mean_bytes: 0,
             since_scan: 0,
@@ -271,11 +277,40 @@ impl Runner {
     pub fn quarantine(&mut self) {
         self.block(&format!(
             "its reading did not end when it was cancelled, and the worker was ended with it; it is tried again in {} minutes, \
-             or after fanout.pause() and fanout.resume()",
+             or after fanout.resume()",
             QUARANTINE.as_secs() / 60
         ));
         self.not_before = Some(Instant::now() + QUARANTINE);
         self.quarantined = true;
+    }
+
+    /// Its code brought the process down, more than once: not again before somebody says so.
+    pub fn leave_alone(&mut self, verdict: Verdict) {
+        let why = format!(
+            "the worker went down {} times while it {}, so it is left alone, and the others go on; the server's log says how \
+             the process ended",
+            verdict.times,
+            verdict.work.doing()
+        );
+        let hint = format!(
+            "Put right what its query, or a function behind a type or a predicate, does; then SELECT fanout.resume({});",
+            pgrx::spi::quote_literal(&self.sync.name)
+        );
+        self.slot.set_error(&format!("{why}. {hint}"));
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("pg_fanout: sync \"{}\" is blocked: {why}", self.sync.name),
+        )
+        .hint(hint)
+        .warn();
+        self.left_alone = true;
+    }
+
+    /// Somebody put something right, or wants it tried again.
+    pub fn forgive(&mut self) {
+        strikes::forgive(self.sync.id);
+        self.left_alone = false;
+        self.not_before = None;
     }
 
     /// What it is blocked for may have been put right.
@@ -296,7 +331,9 @@ impl Runner {
 
     /// True if the time has come to talk to the target.
     pub fn may_try(&self, now: Instant) -> bool {
-        self.is_active() && self.not_before.is_none_or(|at| at <= now)
+        // What is to be removed needs none of its code.
+        let alone = self.left_alone && self.sync.phase != Phase::Drop;
+        self.is_active() && !alone && self.not_before.is_none_or(|at| at <= now)
     }
 
     /// Puts slots of a batch back: their rows are to be read again.
@@ -320,7 +357,7 @@ impl Runner {
             SyncState::Parked
         } else if self.sync.paused {
             SyncState::Paused
-        } else if self.blocked {
+        } else if self.blocked || self.left_alone {
             SyncState::Blocked
         } else if self.failing {
             SyncState::Retrying
@@ -333,6 +370,7 @@ impl Runner {
                 Phase::Drop => SyncState::Dropping,
             }
         });
+        slot.left_alone.store(self.left_alone, Relaxed);
         slot.pending.store(self.pending.len() as u64 + self.stored.max(0) as u64, Relaxed);
         slot.in_flight.store(self.pending.in_flight() as u64, Relaxed);
         slot.oldest.store(self.pending.oldest().unwrap_or(0), Relaxed);

@@ -178,6 +178,10 @@ pub struct SyncSlot {
     pub rate: AtomicU64,
     /// When its owner's code had to be ended with the worker, microseconds since 1970; 0 if never.
     overdue: AtomicI64,
+    /// It is not tried again before somebody says so.
+    pub left_alone: AtomicBool,
+    /// Somebody said so: fanout.resume().
+    pub resumed: AtomicBool,
     error_at: AtomicI64,
     error_length: AtomicU32,
     error: [AtomicU8; ERROR_BYTES],
@@ -322,6 +326,7 @@ impl Database {
                 slot.database.store(0, Release);
             }
         }
+        super::strikes::remove(self.oid());
         self.state.store(0, Relaxed);
         self.oid.store(0, Release);
     }
@@ -531,6 +536,9 @@ impl SyncSlot {
             [&self.oldest, &self.rows_done, &self.rows_total, &self.scan_began, &self.error_at, &self.overdue]
         {
             counter.store(0, Relaxed);
+        }
+        for flag in [&self.left_alone, &self.resumed] {
+            flag.store(false, Relaxed);
         }
         self.error_length.store(0, Relaxed);
         self.wait_wanted.store(0, Relaxed);

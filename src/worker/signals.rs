@@ -6,6 +6,8 @@ unsafe extern "C-unwind" {
     pub fn die(signal: i32);
     /// Asks for ProcessConfigFile (postmaster/interrupt.c).
     pub fn SignalHandlerForConfigReload(signal: i32);
+    /// Ends the process at once, without any callback (postmaster/interrupt.c).
+    pub fn SignalHandlerForCrashExit(signal: i32);
     /// Sets ShutdownRequestPending and the latch (postmaster/interrupt.c).
     pub fn SignalHandlerForShutdownRequest(signal: i32);
     /// Serves what other backends signal (storage/ipc/procsignal.c).

@@ -35,6 +35,8 @@ impl Failed {
         match &self.sqlstate[..2] {
             "42" | "28" | "0A" | "3D" | "3F" | "2B" => Class::Blocked,
             "22" | "21" | "23" | "P0" | "38" | "39" => Class::Data,
+            // A limit of PostgreSQL or of ours: a value of more than a gigabyte, a stack too deep. Fewer rows may fit.
+            "54" => Class::Data,
             _ => Class::Transient,
         }
     }

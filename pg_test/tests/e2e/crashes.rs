@@ -2,6 +2,7 @@
 
 use crate::tables::{more_products, products};
 use pg_test::{Engine, Session, World, assert_in_step, eventually_ok, stack};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -104,6 +105,107 @@ fn worker(world: &mut World) -> String {
         let workers = workers(world);
         if workers.len() == 1 { Ok(workers[0].clone()) } else { Err(format!("{workers:?}")) }
     })
+}
+
+/// Waits until the worker is in the function that sleeps, and gives its process.
+fn dozing(world: &mut World) -> String {
+    eventually_ok("the worker reads the row at which it sleeps", Duration::from_secs(60), || {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                   AND backend_type = 'pg_fanout worker' AND wait_event = 'PgSleep'";
+        let dozing = world.db.column(sql);
+        if dozing.len() == 1 { Ok(dozing[0].clone()) } else { Err(format!("{dozing:?}")) }
+    })
+}
+
+/// The worker goes down in the middle of a reading, and PostgreSQL with it.
+fn crash_while_it_dozes(world: &mut World) {
+    let pid = dozing(world);
+    assert!(Command::new("kill").args(["-SEGV", &pid]).status().expect("kill").success());
+    eventually_ok("PostgreSQL is back", Duration::from_secs(60), || {
+        let mut db = Session::try_connect(&world.database(), None).map_err(|error| error.to_string())?;
+        // Not of before the crash, which takes a moment to be noticed.
+        let same = db.try_rows(&format!("SELECT FROM pg_stat_activity WHERE pid = {pid}"));
+        match same.map_err(|error| error.to_string())?.is_empty() {
+            true => Ok(()),
+            false => Err("the worker is there".into()),
+        }
+    });
+    world.reconnect();
+}
+
+#[test]
+fn a_sync_that_brings_the_worker_down_twice_is_left_alone_and_the_others_go_on() {
+    let mut world = World::alone("brought_down");
+    products(&mut world, 20);
+    world.db.exec(
+        "CREATE TABLE bed (id int PRIMARY KEY, n int); CREATE TABLE night (x int);
+         CREATE FUNCTION doze(n int) RETURNS int STABLE LANGUAGE plpgsql AS $f$
+         BEGIN IF EXISTS (SELECT FROM night) THEN PERFORM pg_sleep(25); END IF; RETURN n; END $f$;
+         INSERT INTO bed VALUES (1, 0)",
+    );
+    let other = world.cache_table("product", "");
+    let bed = world.cache_table("bed", ", document => 'SELECT id, doze(n) AS n FROM bed'");
+    for sync in [&bed, &other] {
+        assert_in_step(&mut world, sync);
+    }
+    let change = |world: &mut World| {
+        world.db.exec("DELETE FROM night; INSERT INTO night VALUES (1); UPDATE bed SET n = n + 1; UPDATE product SET price = price + 1");
+    };
+    // Told to end, taken along by the others, or down once: nothing follows from that.
+    for round in 0..3 {
+        change(&mut world);
+        match round {
+            0 => {
+                for _ in 0..3 {
+                    let pid = dozing(&mut world);
+                    world.db.exec(&format!("SELECT pg_terminate_backend({pid})"));
+                    eventually_ok("it ends", Duration::from_secs(30), || {
+                        if workers(&mut world).contains(&pid) { Err(pid.clone()) } else { Ok(()) }
+                    });
+                }
+            }
+            1 => {
+                for _ in 0..3 {
+                    dozing(&mut world);
+                    stack::crash("postgres");
+                    world.reconnect();
+                }
+            }
+            _ => crash_while_it_dozes(&mut world),
+        }
+        dozing(&mut world);
+        assert_ne!(world.status(&bed, "state"), "blocked", "round {round}");
+        world.db.exec("DELETE FROM night");
+        let pid = dozing(&mut world);
+        world.db.exec(&format!("SELECT pg_cancel_backend({pid})"));
+        for sync in [&bed, &other] {
+            assert_in_step(&mut world, sync);
+        }
+    }
+    // What was read to its end since then excuses the first time.
+    change(&mut world);
+    crash_while_it_dozes(&mut world);
+    dozing(&mut world);
+    assert_ne!(world.status(&bed, "state"), "blocked");
+    crash_while_it_dozes(&mut world);
+    eventually_ok("the sync is left alone", Duration::from_secs(60), || match world.status(&bed, "state").as_str() {
+        "blocked" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    let error = world.status(&bed, "last_error");
+    assert!(error.contains("the worker went down") && error.contains("fanout.resume('bed')"), "{error}");
+    assert_in_step(&mut world, &other);
+    // That outlives the server, and the others go on.
+    stack::restart("postgres");
+    world.reconnect();
+    world.db.exec("UPDATE product SET name = 'goes on'; UPDATE bed SET n = n + 1");
+    assert_in_step(&mut world, &other);
+    assert_eq!(world.status(&bed, "state"), "blocked");
+    world.db.exec("DELETE FROM night");
+    let hint = world.db.value("SELECT hint FROM fanout.check('bed') WHERE item = 'state'");
+    assert!(hint.contains("fanout.resume('bed')"), "{hint}");
+    world.db.exec("SELECT fanout.resume('bed')");
+    assert_in_step(&mut world, &bed);
 }
 
 #[test]

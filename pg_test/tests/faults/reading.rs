@@ -75,6 +75,47 @@ fn a_failing_row_is_a_dead_letter_and_other_syncs_go_on() {
 }
 
 #[test]
+fn a_row_that_takes_too_much_memory_is_a_dead_letter_and_the_others_go_on() {
+    let mut world = World::alone("memory");
+    let _memory = Setting::set(&mut world, "fanout.read_memory", "64MB");
+    let worker =
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'pg_fanout worker'";
+    products(&mut world, 50);
+    let product = world.cache_table("product", "");
+    world.wait(&product);
+    let pid = world.db.value(worker);
+    world.db.exec(
+        "CREATE FUNCTION hog(megabytes int) RETURNS bigint STABLE LANGUAGE sql AS
+         $$ SELECT length(string_agg(repeat('x', 1048576), '')) FROM generate_series(1, megabytes) $$;
+         CREATE TABLE part (id int PRIMARY KEY, megabytes int, n int);
+         INSERT INTO part SELECT i, CASE i WHEN 7 THEN 400 ELSE 1 END, 0 FROM generate_series(1, 60) AS i",
+    );
+    let part = world.cache_table("part", ", document => 'SELECT id, n, hog(megabytes) AS size FROM part'");
+    for round in 1..=2 {
+        eventually("it is a dead letter", Duration::from_secs(60), || world.status(&part, "dead_letters") == "1");
+        world.wait(&part);
+        let (key, reason) = {
+            let row = world.db.rows("SELECT key::text, reason FROM fanout.dead_letters WHERE sync = 'part'");
+            (row[0][0].clone().unwrap_or_default(), row[0][1].clone().unwrap_or_default())
+        };
+        assert!(
+            key.contains('7') && reason.contains("more memory than fanout.read_memory allows (64 MB)"),
+            "{key} {reason}"
+        );
+        let others = pg_test::Keyspace::open().json(&world.key_prefix("part"));
+        assert_eq!(others.iter().filter(|(_, document)| document["n"] == round - 1).count(), 59);
+        world.db.exec(&format!("UPDATE product SET price = {round}"));
+        assert_in_step(&mut world, &product);
+        assert_eq!(world.db.value(worker), pid);
+        // As a change, beside others.
+        world.db.exec(&format!("UPDATE part SET n = {round}"));
+    }
+    world.db.exec("UPDATE part SET megabytes = 2");
+    assert_in_step(&mut world, &part);
+    assert_eq!(world.status(&part, "dead_letters"), "0");
+}
+
+#[test]
 fn a_right_that_is_revoked_blocks_the_sync_and_costs_no_document() {
     let mut world = World::new("revoked");
     let (role, mut session) = world.role("maker");

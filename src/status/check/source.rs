@@ -77,7 +77,12 @@ fn state(findings: &mut Findings, sync: &Sync, name: &str) {
         "blocked" => findings.error(
             "state",
             format!("blocked: {error}"),
-            "Put right what the text says: it is tried again every 15 seconds.",
+            match shared::sync_slot(sync.id, false) {
+                Some(slot) if slot.left_alone.load(Relaxed) => {
+                    format!("Put right what the text says, then SELECT fanout.resume({name});")
+                }
+                _ => "Put right what the text says: it is tried again every 15 seconds.".to_owned(),
+            },
         ),
         "parked" => findings.error(
             "state",
