@@ -26,6 +26,7 @@ pub struct World {
     /// A connection.
     pub db: Session,
     roles: Vec<String>,
+    /// Further databases.
     copies: Vec<String>,
     // Last, so that it is released when everything else is gone.
     _turn: Turn,
@@ -46,16 +47,7 @@ impl World {
 
     fn furnished(name: &str, turn: Turn) -> Self {
         let mut world = Self::empty(name, turn);
-        if let Err(error) = world.db.try_exec("CREATE EXTENSION pg_fanout") {
-            panic!("{error}; `make test` builds and installs the extension before it runs the tests");
-        }
-        let (opensearch, elasticsearch) = (variable("OPENSEARCH_URL"), variable("ES_URL"));
-        let redis = variable("REDIS_URL");
-        world.db.exec(&format!(
-            "CREATE SERVER search FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{opensearch}');
-             CREATE SERVER es FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{elasticsearch}');
-             CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{redis}')"
-        ));
+        furnish(&mut world.db);
         world
     }
 
@@ -108,6 +100,16 @@ impl World {
         self.reconnect();
         self.copies.push(copy.clone());
         Session::connect(&copy)
+    }
+
+    /// A further database with the extension and its servers, and a connection to it. Gone with the world.
+    pub fn another(&mut self) -> Session {
+        let database = format!("{}_{}", self.database(), self.copies.len());
+        Session::connect("postgres").exec(&format!("CREATE DATABASE {database}"));
+        self.copies.push(database.clone());
+        let mut session = Session::connect(&database);
+        furnish(&mut session);
+        session
     }
 
     /// The name of this test's index for a table.
@@ -171,6 +173,20 @@ impl World {
     pub fn status(&mut self, sync: &str, column: &str) -> String {
         self.db.value(&format!("SELECT {column} FROM fanout.status WHERE sync = '{sync}'"))
     }
+}
+
+/// The extension and a foreign server for each target.
+fn furnish(db: &mut Session) {
+    if let Err(error) = db.try_exec("CREATE EXTENSION pg_fanout") {
+        panic!("{error}; `make test` builds and installs the extension before it runs the tests");
+    }
+    let (opensearch, elasticsearch) = (variable("OPENSEARCH_URL"), variable("ES_URL"));
+    let redis = variable("REDIS_URL");
+    db.exec(&format!(
+        "CREATE SERVER search FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{opensearch}');
+         CREATE SERVER es FOREIGN DATA WRAPPER fanout_elasticsearch OPTIONS (url '{elasticsearch}');
+         CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{redis}')"
+    ));
 }
 
 impl Drop for World {

@@ -37,6 +37,9 @@ use std::time::{Duration, Instant};
 const SENDERS: usize = 2;
 /// Ids or keys of a target asked for at a time.
 pub const PAGE: usize = 2000;
+/// How long a worker stays at least, and how long at most, while another database waits for its slot.
+const SHORT_TURN: Duration = Duration::from_secs(5);
+const LONG_TURN: Duration = Duration::from_secs(30);
 /// How often the status is written while there is something to do.
 const PUBLISH: Duration = Duration::from_millis(250);
 /// Addresses that a scan leaves pending at most, so that changes do not wait behind it.
@@ -271,6 +274,9 @@ impl Worker {
             }
             if worked {
                 self.busy = Instant::now();
+                if self.may_leave() {
+                    return Ok(());
+                }
                 continue;
             }
             self.give_memory_back();
@@ -282,12 +288,17 @@ impl Worker {
         }
     }
 
-    /// Databases take turns when there are more of them than slots: an idle worker gives way.
+    /// Databases take turns when there are more of them than slots: an idle worker gives way soon, and one that always has
+    /// something to do, or a target that does not answer, after a while. What is not acknowledged is read again in its next turn.
     fn may_leave(&self) -> bool {
-        self.started.elapsed() > Duration::from_secs(5)
-            && self.busy.elapsed() > Duration::from_secs(1)
+        let turn = self.started.elapsed();
+        let idle = || {
+            self.busy.elapsed() > Duration::from_secs(1)
+                && self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none())
+        };
+        turn > SHORT_TURN
             && shared::databases().any(|database| database.state() == shared::WorkerState::WaitingForSlot)
-            && self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none())
+            && (turn > LONG_TURN || idle())
     }
 
     fn sleep(&mut self) {

@@ -4,10 +4,10 @@ use crate::backlog::ServerLog;
 use crate::proxied::{Proxies, Setting, in_step_again};
 use crate::tables::products;
 use pg_test::proxy::{Certificate, Fault, TlsFront};
-use pg_test::{Engine, Keyspace, Session, World, assert_in_step, differences, eventually, stack};
+use pg_test::{BlackHole, Engine, Keyspace, Session, World, assert_in_step, differences, eventually, stack};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_hundred_and_fifty_connections_commit_a_row_each() {
@@ -35,26 +35,101 @@ fn a_hundred_and_fifty_connections_commit_a_row_each() {
     assert_eq!(Keyspace::open().keys(&world.key_prefix("product")).len(), 750);
 }
 
+/// Hundredths of a second that the worker has spent so far.
+fn processor_time(world: &mut World) -> u64 {
+    let pid = world.db.value(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
+    );
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let words: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    words[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 #[test]
-fn three_hundred_syncs_in_one_database_are_all_served() {
+fn a_thousand_syncs_in_one_database_are_all_served() {
     let mut world = World::alone("many_syncs");
     let prefix = world.key_prefix("many");
-    world.db.exec(&format!(
-        "DO $$ BEGIN FOR i IN 1..300 LOOP
-             EXECUTE format('CREATE TABLE m%s (id int PRIMARY KEY, n int); INSERT INTO m%s SELECT g, 0 FROM generate_series(1, 5) AS g', i, i);
-             PERFORM fanout.cache_table(('m' || i)::regclass, server => 'cache', key => '{prefix}m' || i || ':${{id}}');
-         END LOOP; END $$"
-    ));
+    let began = Instant::now();
+    world.db.exec(
+        "DO $$ BEGIN FOR i IN 1..100 LOOP
+             EXECUTE format('CREATE TABLE m%s (id int PRIMARY KEY, n int); INSERT INTO m%s SELECT g, 0 FROM generate_series(1, 3) AS g', i, i);
+         END LOOP; END $$",
+    );
+    // A transaction each: the worker, and every backend, looks at what is new after each of them.
+    for number in 1..=1000 {
+        let table = 1 + number % 100;
+        world.db.exec(&format!(
+            "SELECT fanout.cache_table('m{table}', server => 'cache', name => 's{number}', key => '{prefix}{number}:${{id}}')"
+        ));
+    }
+    let index = world.index_table("m1", &Engine::opensearch(), ", name => 'index'");
+    assert!(began.elapsed() < Duration::from_secs(60), "to declare them took {:?}", began.elapsed());
     let live = "SELECT count(*) FROM fanout.status WHERE state = 'live'";
-    eventually("all are live", Duration::from_secs(120), || world.db.value(live) == "300");
-    world.db.exec("DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('UPDATE m%s SET n = %s', i, i); END LOOP; END $$");
+    eventually("all are live", Duration::from_secs(120), || world.db.value(live) == "1001");
+    world.db.exec("DO $$ BEGIN FOR i IN 1..100 LOOP EXECUTE format('UPDATE m%s SET n = %s', i, i); END LOOP; END $$");
     eventually("all that changed arrived", Duration::from_secs(60), || {
         let held = Keyspace::open().json(&prefix);
-        held.len() == 1500 && held.iter().all(|(_, document)| document["n"] != 0)
+        held.len() == 3000 && held.iter().all(|(_, document)| document["n"] != 0)
     });
-    for number in [1, 77, 300] {
-        assert_in_step(&mut world, &format!("m{number}"));
+    for sync in ["s1", "s77", "s1000", &index] {
+        assert_in_step(&mut world, sync);
     }
+    let before = processor_time(&mut world);
+    thread::sleep(Duration::from_secs(5));
+    let idle = processor_time(&mut world) - before;
+    assert!(idle < 50, "with nothing to do the worker takes {idle} of 500 hundredths of a second");
+    // One change among a thousand syncs does not wait for the others.
+    let began = Instant::now();
+    world.db.exec("UPDATE m50 SET n = -1");
+    world.wait("s949");
+    assert!(began.elapsed() < Duration::from_secs(2), "a change took {:?}", began.elapsed());
+}
+
+/// Two databases of four are served at a time; two have a target that never answers.
+#[test]
+fn databases_beyond_the_slots_take_turns_and_say_so() {
+    let mut world = World::alone("turns");
+    let _workers = Setting::set(&mut world, "fanout.max_workers", "2");
+    let log = ServerLog::here();
+    let mut databases: Vec<Session> = (0..4).map(|_| world.another()).collect();
+    let mut holes = Vec::new();
+    for (number, db) in databases.iter_mut().enumerate() {
+        let prefix = world.key_prefix(&number.to_string());
+        db.exec("CREATE TABLE product (id int PRIMARY KEY, n int); INSERT INTO product SELECT i, 0 FROM generate_series(1, 20) AS i");
+        db.value(&format!("SELECT fanout.cache_table('product', server => 'cache', key => '{prefix}${{id}}')"));
+        if number < 2 {
+            // What is never delivered must not keep the slot either: here all rows are on their way for ever.
+            let hole = BlackHole::open();
+            db.exec(&format!(
+                "CREATE SERVER hole FOREIGN DATA WRAPPER fanout_redis OPTIONS (url 'redis://{}')",
+                hole.address()
+            ));
+            holes.push(hole);
+            db.value("SELECT fanout.cache_table('product', name => 'lost', server => 'hole', key => 'lost:${id}')");
+        }
+    }
+    let mut waiting = false;
+    let mut most = 0;
+    for round in 1..=2 {
+        for db in &mut databases {
+            db.exec(&format!("UPDATE product SET n = {round}"));
+        }
+        eventually("each database had its turn", Duration::from_secs(120), || {
+            let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_fanout worker'";
+            most = most.max(world.db.value(workers).parse::<u32>().expect("a number"));
+            for db in &mut databases {
+                waiting |=
+                    db.value("SELECT state FROM fanout.status WHERE sync = 'product'") == "waiting for a worker slot";
+            }
+            (0..4).all(|number| {
+                let held = Keyspace::open().json(&world.key_prefix(&number.to_string()));
+                held.len() == 20 && held.iter().all(|(_, document)| document["n"] == round)
+            })
+        });
+    }
+    assert_eq!(most, 2);
+    assert!(waiting, "no status said that its database waits");
+    assert!(log.text().contains("no slot is free for the worker of database"), "the log does not say it");
 }
 
 #[test]
