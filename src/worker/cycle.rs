@@ -289,7 +289,8 @@ impl Worker {
     }
 
     /// Databases take turns when there are more of them than slots: an idle worker gives way soon, and one that always has
-    /// something to do, or a target that does not answer, after a while. What is not acknowledged is read again in its next turn.
+    /// something to do, or a target that does not answer, after a while. What is not acknowledged is read again in its next turn;
+    /// what would begin from the start in each turn is let finish.
     fn may_leave(&self) -> bool {
         let turn = self.started.elapsed();
         let idle = || {
@@ -298,7 +299,7 @@ impl Worker {
         };
         turn > SHORT_TURN
             && shared::databases().any(|database| database.state() == shared::WorkerState::WaitingForSlot)
-            && (turn > LONG_TURN || idle())
+            && (idle() || turn > LONG_TURN && !self.runners.values().any(Runner::would_lose_its_place))
     }
 
     fn sleep(&mut self) {

@@ -206,7 +206,9 @@ fn installed() -> bool {
 fn leave(after: WorkerState) -> ! {
     if after == WorkerState::None {
         // There are no syncs any more, or they are not ours.
-        strikes::retain(&[]);
+        if let Some(database) = MINE.get() {
+            strikes::remove(database.oid());
+        }
     }
     AFTER.set(after);
     // on_exit frees the slot.
@@ -241,7 +243,6 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
             pg_sys::Datum::from(0),
         );
         super::reading::register();
-        strikes::open(oid);
         for (name, value) in PINNED.iter().chain(crate::document::OUTPUT) {
             pin(name, value);
         }
@@ -256,6 +257,7 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
         leave(WorkerState::None);
     }
     let Some(database) = MINE.get() else { leave(WorkerState::None) };
+    strikes::open(oid);
     let commits = database.commits();
     match Worker::start(database) {
         Ok(worker) if worker.is_idle_for_good() => finish(database, commits),

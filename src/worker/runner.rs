@@ -336,6 +336,12 @@ impl Runner {
         self.is_active() && !alone && self.not_before.is_none_or(|at| at <= now)
     }
 
+    /// True if it gets on with a scan of which nothing is saved yet: ids of the target stand in no journal.
+    pub fn would_lose_its_place(&self) -> bool {
+        let stuck = self.failing || self.blocked || self.left_alone || self.outside_window;
+        self.is_active() && !stuck && self.scan.is_some() && self.saved_position.is_none()
+    }
+
     /// Puts slots of a batch back: their rows are to be read again.
     pub fn retry_all(&mut self, slots: &[Slot]) {
         for &slot in slots {

@@ -252,7 +252,7 @@ pub fn retain(living: &[i32]) {
     }
 }
 
-/// Removes the file of a database that is gone.
+/// Removes the file of a database that is gone, or has no syncs.
 pub fn remove(database: pg_sys::Oid) {
     // That there was none is no error.
     let _ = std::fs::remove_file(path(database));

@@ -41,6 +41,11 @@ impl TlsFront {
     /// The authority that signed all certificates, PEM text.
     pub const AUTHORITY: &'static str = include_str!("../../certificates/ca.pem");
 
+    /// A certificate of that authority and its key, PEM texts.
+    pub const CERTIFICATE: &'static str = include_str!("../../certificates/valid.pem");
+    /// See [`Self::CERTIFICATE`].
+    pub const KEY: &'static str = include_str!("../../certificates/server.key");
+
     /// Before the server at this URL or address, with a valid certificate.
     pub fn before(target: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -94,11 +99,11 @@ impl Drop for TlsFront {
 
 fn config(certificate: Certificate) -> Arc<ServerConfig> {
     let pem = match certificate {
-        Certificate::Valid => include_str!("../../certificates/valid.pem"),
+        Certificate::Valid => TlsFront::CERTIFICATE,
         Certificate::Expired => include_str!("../../certificates/expired.pem"),
     };
     let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate");
-    let key = PrivateKeyDer::from_pem_slice(include_bytes!("../../certificates/server.key")).expect("a key");
+    let key = PrivateKeyDer::from_pem_slice(TlsFront::KEY.as_bytes()).expect("a key");
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions of TLS")

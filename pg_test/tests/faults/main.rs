@@ -1,5 +1,5 @@
 //! The fault bench: what must be true while targets fail, PostgreSQL crashes, and tables change under the worker.
-//! docs/reliability.md has the scenarios by number.
+//! docs/reliability.md has the scenarios.
 
 #[path = "../e2e/tables.rs"]
 #[allow(dead_code)]
