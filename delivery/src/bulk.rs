@@ -3,21 +3,26 @@
 //! # Actions never reach an index that we did not make
 //!
 //! Two things in the engines make an index by accident: an `index` action, and a *versioned* `delete` action, which
-//! answers 404 `not_found` and creates the index all the same, whatever `require_alias` says (tried on OpenSearch 3.8
-//! and Elasticsearch 9.5). Neither can be forbidden in the request. So [`crate::engine::Engine::bulk`]
+//! answers 404 `not_found` and creates the index all the same, whatever its own `require_alias` says. But engines decide
+//! on that once for all actions of a request that name the same index: if one of them requires an alias, the index is not
+//! made for any (TransportBulkAction; seen on OpenSearch 2.19 and 3.8, Elasticsearch 7.10, 8.19 and 9.5). So each batch
+//! ends with a [`GUARD`], an action that requires an alias, and always fails since the concrete index is none: where the
+//! index is gone all actions answer `index_not_found_exception`, and nothing is made.
+//!
+//! An index that somebody else made under the name is none of ours either. So [`crate::engine::Engine::bulk`]
 //!
 //! 1. asks before a batch whether the index exists and has our mark (remembered for a second for a batch with
 //!    deletions, for ten seconds for one without): if not, nothing is sent and each outcome is
 //!    [`BulkOutcome::IndexMissing`];
-//! 2. asks again after a batch in which an action got sequence number 0, the first of its shard. Every action that
-//!    creates an index is one of these, so an index that vanished in between is noticed at once. Nothing is deleted
-//!    then: the index stands there without our mark, `ensure_index` refuses it, and a person or a new generation
-//!    has to solve it.
+//! 2. asks again after a batch in which an action got sequence number 0, the first of its shard: an index that was made
+//!    anew in between is noticed at once. Nothing is deleted then: the index stands there without our mark,
+//!    `ensure_index` refuses it, and a person or a new generation has to solve it.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::error::{Error, ErrorKind, Result, bounded};
 use crate::id::MAX_ID_BYTES;
@@ -124,7 +129,11 @@ impl BulkBuilder {
 
     /// The batch, ready to be sent.
     pub fn finish(self) -> BulkBody {
-        self.body
+        let mut body = self.body;
+        if body.sent() > 0 {
+            body.bytes.extend_from_slice(GUARD);
+        }
+        body
     }
 
     fn push_entry(&mut self, slot: u32, id: &str, delete: bool, refused: Option<&'static str>) -> bool {
@@ -153,6 +162,10 @@ impl BulkBuilder {
         out.extend_from_slice(b",\"version_type\":\"external_gte\"}}\n");
     }
 }
+
+/// The last action of each batch: it never does anything, and keeps the engine from making the index; see the module.
+/// An update of a document that is not there, so that even where the name is an alias nothing comes of it.
+pub const GUARD: &[u8] = b"{\"update\":{\"_id\":\"pg_fanout\",\"require_alias\":true}}\n{\"doc\":{}}\n";
 
 /// Why an engine would refuse the whole request for this action.
 fn refusal(id: &str, version: u64) -> Option<&'static str> {
@@ -271,6 +284,11 @@ impl BulkBody {
         &self.bytes
     }
 
+    /// Number of actions that are not refused here. The reply has an item for each of them, and one for the guard.
+    fn sent(&self) -> usize {
+        self.entries.len() - self.refused
+    }
+
     /// Whether any action is a deletion.
     pub fn has_deletes(&self) -> bool {
         self.deletes > 0
@@ -335,6 +353,8 @@ enum Item<'a> {
     Index(Action<'a>),
     #[serde(borrow)]
     Delete(Action<'a>),
+    /// The guard: what became of it says nothing.
+    Update(IgnoredAny),
 }
 
 #[derive(Deserialize)]
@@ -391,14 +411,17 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
     let response: Response<'_> = serde_json::from_slice(response).map_err(|error| {
         Error::new(ErrorKind::Protocol, "the reply to a bulk request is not understood").with_source(error)
     })?;
-    let sent = body.entries.len() - body.refused;
-    if response.items.len() != sent {
+    let mut items = response.items;
+    if body.sent() > 0 && matches!(items.last(), Some(Item::Update(_))) {
+        items.pop();
+    }
+    if items.len() != body.sent() {
         return Err(Error::new(
             ErrorKind::Protocol,
-            format!("the reply to a bulk request of {sent} actions has {} items", response.items.len()),
+            format!("the reply to a bulk request of {} actions has {} items", body.sent(), items.len()),
         ));
     }
-    let mut items = response.items.into_iter();
+    let mut items = items.into_iter();
     let mut outcomes = Vec::with_capacity(body.entries.len());
     let mut first_of_shard = BTreeSet::new();
     let mut id_start = 0;
@@ -412,7 +435,9 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
         let (delete, action) = match items.next() {
             Some(Item::Index(action)) => (false, action),
             Some(Item::Delete(action)) => (true, action),
-            None => break,
+            Some(Item::Update(_)) | None => {
+                return Err(Error::new(ErrorKind::Protocol, "the reply to a bulk request has an item too many"));
+            }
         };
         if delete != entry.delete || action.id.as_deref() != Some(id) {
             return Err(Error::new(
@@ -475,8 +500,8 @@ mod tests {
     use super::*;
 
     fn lines(body: &BulkBody) -> Vec<Value> {
-        let text = body.as_bytes();
-        assert!(text.is_empty() || text.ends_with(b"\n"));
+        let text = body.as_bytes().strip_suffix(GUARD).unwrap_or_default();
+        assert_eq!(text.is_empty(), body.as_bytes().is_empty());
         text.split(|&byte| byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice(line).unwrap())
@@ -496,7 +521,7 @@ mod tests {
                 r#"{"index":{"_id":"a\"b\u000a","version":12,"version_type":"external_gte"}}"#,
                 "\n{\"a\":1}\n",
                 r#"{"delete":{"_id":"é","version":9223372036854775807,"version_type":"external_gte"}}"#,
-                "\n"
+                "\n{\"update\":{\"_id\":\"pg_fanout\",\"require_alias\":true}}\n{\"doc\":{}}\n"
             )
         );
         assert!(body.has_deletes());
@@ -639,6 +664,20 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Protocol, "{reply}");
             assert!(error.outcome_unknown());
         }
+    }
+
+    #[test]
+    fn the_guard_is_no_document() {
+        let body = body_of(&[("a", true)]);
+        let deleted = r#"{"delete":{"_id":"a","status":404}}"#;
+        let guard = r#"{"update":{"_id":"pg_fanout","status":404,"error":{"type":"index_not_found_exception"}}}"#;
+        let reply =
+            |items: &[&str]| parse_bulk_response(format!("{{\"items\":[{}]}}", items.join(",")).as_bytes(), &body);
+        assert_eq!(reply(&[deleted, guard]).unwrap(), [(0, BulkOutcome::Done)]);
+        for items in [&[guard, deleted][..], &[guard], &[deleted, guard, guard], &[guard, guard]] {
+            assert_eq!(reply(items).unwrap_err().kind(), ErrorKind::Protocol, "{items:?}");
+        }
+        assert!(BulkBuilder::new("i").finish().as_bytes().is_empty());
     }
 
     #[test]

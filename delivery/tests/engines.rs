@@ -212,15 +212,34 @@ fn nothing_is_sent_to_an_index_that_is_missing_or_not_ours() {
             assert_eq!(kind(engine.count(&missing)), ErrorKind::NotFound, "it was not created");
         }
 
-        // Deleted just after we looked: the next batch creates it, and says so.
+        // Deleted just after we looked: the next batch does not make it anew.
         let index = Index::new(engine, json!({}));
-        assert_eq!(index.bulk(|bulk| bulk.push_index(1, "a", 1, b"{}")), [(1, BulkOutcome::Done)]);
-        assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{}", index.concrete), Value::Null), 200);
+        let delete = || raw(reqwest::Method::DELETE, format!("{url}/{}", index.concrete), Value::Null);
+        type Push = fn(&mut BulkBuilder);
+        let batches: [Push; 3] = [
+            |bulk| bulk.push_delete(1, "a", 2),
+            |bulk| bulk.push_index(1, "a", 3, b"{}"),
+            |bulk| {
+                bulk.push_index(1, "a", 3, b"{}");
+                bulk.push_delete(2, "b", 3);
+            },
+        ];
+        for batch in batches {
+            assert_eq!(index.bulk(|bulk| bulk.push_index(1, "a", 1, b"{}")), [(1, BulkOutcome::Done)]);
+            assert_eq!(delete(), 200);
+            assert!(index.bulk(batch).iter().all(|(_, outcome)| *outcome == BulkOutcome::IndexMissing));
+            assert_eq!(kind(engine.count(&index.concrete)), ErrorKind::NotFound, "it was not made");
+            engine.ensure_index(&index.concrete, &index.alias, &json!({})).unwrap();
+        }
+
+        // Made anew by somebody else.
+        assert_eq!(delete(), 200);
+        assert_eq!(raw(reqwest::Method::PUT, format!("{url}/{}", index.concrete), json!({})), 200);
         assert_eq!(index.bulk(|bulk| bulk.push_delete(1, "a", 2)), [(1, BulkOutcome::IndexMissing)]);
         assert_eq!(index.bulk(|bulk| bulk.push_index(1, "a", 3, b"{}")), [(1, BulkOutcome::IndexMissing)]);
         assert_eq!(kind(engine.ensure_index(&index.concrete, &index.alias, &json!({}))), ErrorKind::Conflict);
         assert_eq!(kind(engine.delete_index(&index.concrete)), ErrorKind::Conflict);
-        assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{}", index.concrete), Value::Null), 200);
+        assert_eq!(delete(), 200);
     });
 }
 

@@ -1,7 +1,7 @@
 //! Targets that are down, and come back.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, World, assert_in_step, eventually, stack};
+use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine, stack};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -35,6 +35,38 @@ fn an_engine_may_be_down_at_the_start(engine: Engine) {
     stopped.start();
     assert_in_step(&mut world, &sync);
     assert_in_step(&mut world, &cache);
+}
+
+on_each_engine!(an_index_deleted_under_a_busy_worker_is_made_and_filled_again);
+
+fn an_index_deleted_under_a_busy_worker_is_made_and_filled_again(world: &mut World, engine: &Engine) {
+    products(world, 2000);
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mut writer, stopped) = (world.connect(), Arc::clone(&stop));
+    let writing = thread::spawn(move || {
+        for n in 0.. {
+            if stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            // Deletions alone, writes alone, and both.
+            writer.exec(&format!("DELETE FROM product WHERE id % 1000 = {}", n % 1000));
+            writer.exec(&format!("UPDATE product SET price = {n} WHERE id % 100 = {}", n % 100));
+        }
+    });
+    let concrete = format!("{}-fanout-1", world.index_name("product"));
+    for _ in 0..5 {
+        thread::sleep(Duration::from_millis(500));
+        eventually("it is made again", Duration::from_secs(20), || engine.exists(&concrete));
+        engine.ask("DELETE", &format!("/{concrete}"), None);
+    }
+    thread::sleep(Duration::from_millis(300));
+    stop.store(true, Ordering::Relaxed);
+    writing.join().expect("the writer");
+    assert_in_step(world, &sync);
+    let mapping = engine.ask("GET", &format!("/{}/_mapping", world.index_name("product")), None);
+    assert!(mapping.to_string().contains("pg_fanout"), "the engine made it: {mapping}");
 }
 
 #[test]
