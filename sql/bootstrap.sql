@@ -76,9 +76,18 @@ COMMENT ON COLUMN fanout.relation.keys IS 'query from the captured columns, call
 COMMENT ON COLUMN fanout.relation.direct IS 'the captured columns are captured as addresses of the sync itself: nothing is to be looked up';
 COMMENT ON COLUMN fanout.relation.layout IS 'signature of the types of the captured columns that pending addresses are of';
 
+-- An entry of a btree holds 2704 bytes, and a column of a key template may hold more.
+CREATE FUNCTION fanout.place(address bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN pg_catalog.octet_length(address) OPERATOR(pg_catalog.>) 2000
+    THEN pg_catalog.substring(address, 1, 2000) OPERATOR(pg_catalog.||) pg_catalog.sha256(address)
+    ELSE address END;
+COMMENT ON FUNCTION fanout.place(bytea) IS
+    'where an address is kept in a table of pg_fanout: at itself, or if it is long at its beginning and its hash';
+
 CREATE TABLE fanout.dead_letter (
     sync_id     int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
     address     bytea NOT NULL,
+    whole       bytea,
     document_id text NOT NULL,
     key         text[],
     status      int,
@@ -89,13 +98,18 @@ CREATE TABLE fanout.dead_letter (
     PRIMARY KEY (sync_id, address)
 );
 COMMENT ON TABLE fanout.dead_letter IS 'documents that a target refused for good; see the view fanout.dead_letters';
+COMMENT ON COLUMN fanout.dead_letter.address IS 'the address, or what stands for a long one: fanout.place()';
+COMMENT ON COLUMN fanout.dead_letter.whole IS 'the address itself where another stands for it';
 
 CREATE TABLE fanout.pending (
     sync_id int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
     address bytea NOT NULL,
+    whole   bytea,
     PRIMARY KEY (sync_id, address)
 );
 COMMENT ON TABLE fanout.pending IS 'addresses that a sync has not acknowledged and that left the journal and the worker''s memory';
+COMMENT ON COLUMN fanout.pending.address IS 'the address, or what stands for a long one: fanout.place()';
+COMMENT ON COLUMN fanout.pending.whole IS 'the address itself where another stands for it';
 
 CREATE TABLE fanout.clock (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),

@@ -108,13 +108,9 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     }
 }
 
-/// The longest address of a row in a related table: any column may be captured there, and what waits is kept under a btree,
-/// whose entries are of 2704 bytes at most. What a key has fits, since it has an index of its own.
-const MAX_RELATED: usize = 2600;
-
 /// Notes one address, whatever its size: of the sync or relation `id`, and if it is too long, all of the sync.
 pub fn note(id: i32, sync: i32, layout: Layout, address: &[u8]) {
-    if address.len() > if id == sync { MAX_ADDRESS } else { MAX_RELATED } {
+    if address.len() > MAX_ADDRESS {
         transaction::mark(sync);
     } else {
         transaction::add(id, layout, address);

@@ -20,7 +20,8 @@ fn retry(sync: Option<&str>, id: default!(Option<&str>, "NULL")) -> i64 {
         ours(Spi::connect(|client| -> Result<Vec<Vec<u8>>, pgrx::spi::Error> {
             let mut addresses = Vec::new();
             for row in client.select(
-                "SELECT address FROM fanout.dead_letter WHERE sync_id = $1 AND ($2 IS NULL OR document_id = $2)",
+                "SELECT coalesce(whole, address) FROM fanout.dead_letter
+                 WHERE sync_id = $1 AND ($2 IS NULL OR document_id = $2)",
                 None,
                 &[sync.id.into(), id.into()],
             )? {

@@ -192,7 +192,7 @@ impl Explanation {
             ours(Spi::connect(|client| {
                 client
                     .select(
-                        "SELECT EXISTS (SELECT FROM fanout.pending WHERE sync_id = $1 AND address = $2)",
+                        "SELECT EXISTS (SELECT FROM fanout.pending WHERE sync_id = $1 AND address = fanout.place($2))",
                         Some(1),
                         &[sync.id.into(), address.into()],
                     )?
@@ -230,7 +230,8 @@ impl Explanation {
         let letter = privileged(|| {
             ours(Spi::connect(|client| -> Result<Option<(String, i32, String)>, pgrx::spi::Error> {
                 let found = client.select(
-                    "SELECT reason, attempts, last_at::text FROM fanout.dead_letter WHERE sync_id = $1 AND address = $2",
+                    "SELECT reason, attempts, last_at::text FROM fanout.dead_letter \
+                     WHERE sync_id = $1 AND address = fanout.place($2)",
                     Some(1),
                     &[sync.id.into(), address.into()],
                 )?;

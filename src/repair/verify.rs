@@ -530,7 +530,8 @@ fn dead_letters(sync: i32, addresses: Vec<&[u8]>) -> Vec<Vec<u8>> {
         ours(Spi::connect(|client| {
             client
                 .select(
-                    "SELECT address FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY ($2)",
+                    "SELECT coalesce(whole, address) FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY (ARRAY(
+                        SELECT fanout.place(a) FROM pg_catalog.unnest($2) AS a))",
                     None,
                     &[sync.into(), addresses.into()],
                 )?

@@ -85,8 +85,8 @@ pub struct DeadLetter {
 pub fn add_dead_letters(letters: &[DeadLetter]) {
     for letter in letters {
         run(
-            "INSERT INTO fanout.dead_letter AS d (sync_id, address, document_id, status, reason, key) \
-             SELECT $1, $2, $3, $4, $5, $6 WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) \
+            "INSERT INTO fanout.dead_letter AS d (sync_id, address, whole, document_id, status, reason, key) \
+             SELECT $1, fanout.place($2), nullif($2, fanout.place($2)), $3, $4, $5, $6 WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) \
              ON CONFLICT (sync_id, address) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
                 attempts = d.attempts + 1, last_at = pg_catalog.clock_timestamp()",
             &[
@@ -104,7 +104,7 @@ pub fn add_dead_letters(letters: &[DeadLetter]) {
 /// Forgets the oldest dead letters of a sync beyond so many; gives their addresses.
 pub fn forget_dead_letters(sync: i32, keep: i64) -> Vec<Vec<u8>> {
     let oldest = bytes(
-        "SELECT address FROM fanout.dead_letter WHERE sync_id = $1 ORDER BY last_at DESC, address OFFSET $2",
+        "SELECT coalesce(whole, address) FROM fanout.dead_letter WHERE sync_id = $1 ORDER BY last_at DESC, address OFFSET $2",
         &[sync.into(), keep.into()],
     );
     remove_dead_letters(sync, &oldest);
@@ -113,21 +113,25 @@ pub fn forget_dead_letters(sync: i32, keep: i64) -> Vec<Vec<u8>> {
 
 /// The addresses of a sync that have dead letters.
 pub fn dead_letters(sync: i32) -> Vec<Vec<u8>> {
-    bytes("SELECT address FROM fanout.dead_letter WHERE sync_id = $1", &[sync.into()])
+    bytes("SELECT coalesce(whole, address) FROM fanout.dead_letter WHERE sync_id = $1", &[sync.into()])
 }
 
 /// Forgets dead letters whose documents were delivered after all.
 pub fn remove_dead_letters(sync: i32, addresses: &[Vec<u8>]) {
     let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
-    run("DELETE FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]);
+    run(
+        "DELETE FROM fanout.dead_letter WHERE sync_id = $1 AND address = ANY (ARRAY(\
+            SELECT fanout.place(a) FROM pg_catalog.unnest($2) AS a))",
+        &[sync.into(), addresses.into()],
+    );
 }
 
 /// Stores addresses outside the journal and the worker's memory.
 pub fn store(sync: i32, addresses: &[&[u8]]) {
     for slice in addresses.chunks(10_000) {
         run(
-            "INSERT INTO fanout.pending (sync_id, address) SELECT $1, a FROM pg_catalog.unnest($2) AS a \
-             WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING",
+            "INSERT INTO fanout.pending (sync_id, address, whole) \
+             SELECT $1, fanout.place(a), nullif(a, fanout.place(a)) FROM pg_catalog.unnest($2) AS a WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING",
             &[sync.into(), slice.to_vec().into()],
         );
     }
@@ -136,7 +140,8 @@ pub fn store(sync: i32, addresses: &[&[u8]]) {
 /// Stored addresses of a sync, in order, after one of them.
 pub fn stored_after(sync: i32, after: &[u8], limit: i64) -> Vec<Vec<u8>> {
     bytes(
-        "SELECT address FROM fanout.pending WHERE sync_id = $1 AND address > $2 ORDER BY address LIMIT $3",
+        "SELECT coalesce(whole, address) FROM fanout.pending WHERE sync_id = $1 AND address > fanout.place($2) \
+         ORDER BY address LIMIT $3",
         &[sync.into(), after.into(), limit.into()],
     )
 }
@@ -156,7 +161,11 @@ pub fn stored(sync: i32) -> i64 {
 /// Removes stored addresses that are acknowledged; gives how many there were.
 pub fn unstore(sync: i32, addresses: &[Vec<u8>]) -> i64 {
     let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
-    run("DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY ($2)", &[sync.into(), addresses.into()]) as i64
+    run(
+        "DELETE FROM fanout.pending WHERE sync_id = $1 AND address = ANY (ARRAY(\
+            SELECT fanout.place(a) FROM pg_catalog.unnest($2) AS a))",
+        &[sync.into(), addresses.into()],
+    ) as i64
 }
 
 /// Drops all stored addresses of a sync: it will be reconciled.

@@ -118,3 +118,33 @@ impl ServerLog {
         self.text().lines().any(|line| line.contains(one) && line.contains(other))
     }
 }
+
+/// A column of a key template may be longer than an entry of a btree.
+#[test]
+fn long_keys_are_stored_and_refused_as_others_are() {
+    let mut world = World::alone("long_keys");
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "1000");
+    world.db.exec(
+        "CREATE FUNCTION long(i int) RETURNS text IMMUTABLE LANGUAGE sql AS
+             $$SELECT string_agg(md5(i || ':' || n), '') FROM generate_series(1, 150) AS n$$;
+         CREATE TABLE file (id int PRIMARY KEY, path text NOT NULL, n int NOT NULL DEFAULT 1)",
+    );
+    let key = format!("{}${{path}}:${{id}}", world.key_prefix("file"));
+    let sync = world.cache_table_by("file", &key, ", predicate => '10 / n > 0'");
+    assert_in_step(&mut world, &sync);
+    world.db.exec(&format!("SELECT fanout.pause('{sync}')"));
+    world.db.exec("INSERT INTO file SELECT i, long(i) FROM generate_series(1, 1500) AS i");
+    let stored = "SELECT count(*) FROM fanout.pending WHERE octet_length(whole) > 4000";
+    eventually("they are stored", Duration::from_secs(30), || world.db.value(stored) != "0");
+    world.db.exec("UPDATE file SET path = long(-id) WHERE id <= 100; DELETE FROM file WHERE id > 1450");
+    world.db.exec(&format!("SELECT fanout.resume('{sync}')"));
+    assert_in_step(&mut world, &sync);
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
+    // A row that cannot be read.
+    world.db.exec("UPDATE file SET n = 0 WHERE id IN (7, 8)");
+    eventually("they are dead letters", Duration::from_secs(30), || world.status(&sync, "dead_letters") == "2");
+    assert_eq!(world.db.value(&format!("SELECT fanout.retry('{sync}')")), "2");
+    world.db.exec("UPDATE file SET n = 1 WHERE id = 7; DELETE FROM file WHERE id = 8");
+    assert_in_step(&mut world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
+}
