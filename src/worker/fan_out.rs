@@ -67,7 +67,7 @@ pub fn step(runner: &mut Runner) -> bool {
             let class = failed.class();
             let why = format!("cannot find the documents that rows of a related table belong to: {failed}");
             // Too many at a time, or one of them that the query fails for: whoever writes such a row must not stop the sync.
-            let divisible = failed.timed_out() || class == Class::Data;
+            let divisible = failed.may_be_a_row() || class == Class::Data;
             if divisible && slots.len() == 1 {
                 runner.slot.set_error(&why);
                 everything(runner, &slots, &why);

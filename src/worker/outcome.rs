@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How long a document waits that its target asked patience for: between these, growing with the attempts.
 const ITEM_RETRY: (u64, u64) = (50, 10_000);
 
-/// Seconds before a row is tried again that could not be read in time.
+/// Seconds before a row is tried again that could not be read, though it may be another time.
 const SLOW_RETRY: (u64, u64) = (1, 300);
 
 /// How long, in milliseconds, other documents wait at most when all of a batch were asked for patience.
@@ -408,11 +408,12 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
     }
 }
 
-/// One row alone takes longer to read than fanout.read_timeout: tried again, less and less often, and the others go on.
-pub fn too_slow(runner: &mut Runner) {
+/// One row alone takes longer to read than fanout.read_timeout, or cannot be read now: tried again, less and less often, and
+/// the others go on.
+pub fn set_apart(runner: &mut Runner) {
     let slots = runner.pending.take(1);
     if slots.is_empty() {
-        runner.back_off("rows cannot be read within fanout.read_timeout");
+        runner.back_off("rows cannot be read now, or not within fanout.read_timeout");
     }
     for slot in slots {
         let delay = (SLOW_RETRY.0 << runner.pending.attempts(slot).min(10)).min(SLOW_RETRY.1);

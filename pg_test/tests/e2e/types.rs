@@ -1,13 +1,15 @@
 //! Values of every type: what becomes of them in a document, that none is refused, and that they are found.
 
-use pg_test::{Dice, Engine, World, assert_in_step, on_each_engine};
+use pg_test::{Dice, Engine, World, assert_in_step, eventually, on_each_engine};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 on_each_engine!(
     random_values_of_every_type_arrive,
     values_that_engines_cannot_index_are_not_refused,
     types_with_a_form_of_their_own,
-    types_of_extensions_that_are_not_here,
+    places_are_found_by_where_they_are,
+    vectors_are_found_by_what_is_near,
     every_type_is_found_by_a_search_that_fits_it,
     types_can_be_chosen,
 );
@@ -308,61 +310,133 @@ fn types_with_a_form_of_their_own(world: &mut World, engine: &Engine) {
     assert_in_step(world, &cache);
 }
 
-/// PostGIS and pgvector: their types are known by name, so types of these names that look alike stand in for them.
-fn types_of_extensions_that_are_not_here(world: &mut World, engine: &Engine) {
-    world.db.exec("CREATE SCHEMA gis");
-    for (schema, name) in [("gis", "geography"), ("public", "vector")] {
-        world.db.exec(&format!(
-            "CREATE TYPE {schema}.{name};
-             CREATE FUNCTION {schema}.{name}_in(cstring) RETURNS {schema}.{name} LANGUAGE internal IMMUTABLE STRICT AS 'textin';
-             CREATE FUNCTION {schema}.{name}_out({schema}.{name}) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
-             CREATE FUNCTION {schema}.{name}_typmod(cstring[]) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT $1[1]::text::int';
-             CREATE TYPE {schema}.{name} (INPUT = {schema}.{name}_in, OUTPUT = {schema}.{name}_out,
-                                          TYPMOD_IN = {schema}.{name}_typmod)"
-        ));
+/// False, with a word about it, where the server does not have the extension.
+fn offers(world: &mut World, extension: &str) -> bool {
+    let there =
+        world.db.value(&format!("SELECT count(*) FROM pg_available_extensions WHERE name = '{extension}'")) == "1";
+    if !there {
+        println!("not tested: this PostgreSQL has no extension {extension}; stack/install gets it where it can be had");
     }
-    // 4 is what PostGIS notes for geography(Point).
-    world.db.exec(
-        "CREATE FUNCTION gis.st_asgeojson(gis.geography) RETURNS text LANGUAGE sql AS
-             $$SELECT json_build_object('type', 'Point', 'coordinates', ($1::text)::json)::text$$;
-         CREATE CAST (gis.geography AS text) WITH INOUT;
-         CREATE TABLE place (id int PRIMARY KEY, spot gis.geography(4), area gis.geography, embedding vector(3));
-         INSERT INTO place VALUES (1, '[13.4,52.5]', '[13.4,52.5]', '[0.5,-1,2]')",
-    );
-    let mapping: Value = serde_json::from_str(&world.db.value("SELECT fanout.mapping('place')")).expect("JSON");
-    let properties = &mapping["mappings"]["properties"];
-    assert_eq!(properties["spot"], json!({"type": "geo_point", "ignore_malformed": true}));
-    assert_eq!(properties["area"], json!({"type": "geo_shape", "ignore_malformed": true}));
-    assert_eq!(properties["embedding"], json!({"type": "object", "enabled": false}));
-    let chosen = world.db.value("SELECT fanout.mapping('place', types => '{\"vector\": \"dense_vector\"}')");
-    assert!(chosen.contains(r#"{"dims": 3, "type": "dense_vector"}"#), "{chosen}");
-    let chosen = world.db.value("SELECT fanout.mapping('place', types => '{\"vector\": \"knn_vector\"}')");
-    assert!(chosen.contains(r#"{"type": "knn_vector", "dimension": 3}"#), "{chosen}");
+    there
+}
 
-    // The bare core of Elasticsearch has no shapes, that of OpenSearch no vectors.
-    let elasticsearch = engine.name == "elasticsearch";
-    if elasticsearch {
-        world.db.exec("ALTER TABLE place DROP COLUMN area");
+fn places_are_found_by_where_they_are(world: &mut World, engine: &Engine) {
+    if !offers(world, "postgis") {
+        return;
     }
-    let types = if elasticsearch { ", types => '{\"vector\": \"dense_vector\"}'" } else { "" };
-    let sync = world.index_table("place", engine, types);
+    // The bare core of Elasticsearch has no shapes.
+    let shapes = engine.name == "opensearch";
+    let area = if shapes { "gis.geometry" } else { "gis.geometry(Point)" };
+    // 3857 is what web maps are drawn in, in metres.
+    world.db.exec(&format!(
+        "CREATE SCHEMA gis; CREATE EXTENSION postgis SCHEMA gis; SET search_path = public, gis;
+         CREATE TABLE place (id int PRIMARY KEY, spot gis.geography(Point), flat gis.geometry(Point, 3857), area {area});
+         INSERT INTO place VALUES
+             (1, 'POINT(13.4 52.5)', ST_Transform('SRID=4326;POINT(13.4 52.5)'::geometry, 3857), 'POINT(13.4 52.5)'),
+             (2, 'POINT(-70.6 -33.4)', ST_Transform('SRID=4326;POINT(-70.6 -33.4)'::geometry, 3857), 'SRID=4326;POINT(-70.6 -33.4)'),
+             (3, NULL, NULL, NULL),
+             (4, 'POINT EMPTY', 'SRID=3857;POINT EMPTY', 'POINT EMPTY')",
+    ));
+    if shapes {
+        world.db.exec(
+            "INSERT INTO place (id, area) VALUES
+                 (5, 'POLYGON((10 50, 11 50, 11 51, 10 51, 10 50), (10.4 50.4, 10.6 50.4, 10.6 50.6, 10.4 50.6, 10.4 50.4))'),
+                 (6, ST_Transform('SRID=4326;POLYGON((20 50, 21 50, 21 51, 20 51, 20 50))'::geometry, 3857)),
+                 (7, 'CURVEPOLYGON(CIRCULARSTRING(30 50, 32 50, 32 52, 30 52, 30 50))'),
+                 (8, 'MULTIPOLYGON(((40 50, 41 50, 41 51, 40 50)), ((45 50, 46 50, 46 51, 45 50)))'),
+                 (9, 'POLYGON EMPTY'), (10, 'LINESTRING Z (50 50 7, 52 52 9)'), (11, 'GEOMETRYCOLLECTION EMPTY')",
+        );
+    }
+    let sync = world.index_table("place", engine, "");
     world.wait(&sync);
-    let found = world.document(engine, "place", "1");
-    if !elasticsearch {
-        // Elasticsearch keeps vectors, but leaves them out of `_source`.
-        assert_eq!(found["embedding"], json!([0.5, -1, 2]));
+    assert_eq!(world.db.column("SELECT id || ': ' || reason FROM fanout.dead_letters"), Vec::<String>::new());
+    let first = world.document(engine, "place", "1");
+    assert_eq!(first["spot"], json!({"type": "Point", "coordinates": [13.4, 52.5]}));
+    for id in ["3", "4"] {
+        let document = world.document(engine, "place", id);
+        assert_eq!(
+            (&document["spot"], &document["flat"], &document["area"]),
+            (&Value::Null, &Value::Null, &Value::Null)
+        );
     }
-    assert_eq!(found["spot"], json!({"type": "Point", "coordinates": [13.4, 52.5]}));
-    let near = json!({"geo_distance": {"distance": "1km", "spot": [13.4, 52.5]}});
-    assert_eq!(world.hits(engine, "place", &near), ["1"]);
-    if elasticsearch {
-        let near = json!({"knn": {"field": "embedding", "query_vector": [0.5, -1, 2], "num_candidates": 5}});
-        assert_eq!(world.hits(engine, "place", &near), ["1"]);
-    } else {
+    let found = |world: &mut World, filter: Value| {
+        world.db.column(&format!("SELECT id FROM es_search('{sync}', NULL, filter => '{filter}') ORDER BY id::int"))
+    };
+    for field in ["spot", "flat"] {
+        let near = |lon: f64, lat: f64| json!({"geo_distance": {"distance": "1km", field: [lon, lat]}});
+        assert_eq!(found(world, near(13.4, 52.5)), ["1"], "{field}");
+        assert_eq!(found(world, near(-70.6, -33.4)), ["2"], "{field}");
+        assert_eq!(found(world, near(52.5, 13.4)), Vec::<String>::new(), "{field}: latitude is no longitude");
+    }
+    if shapes {
+        let at = |lon: f64, lat: f64| json!({"geo_shape": {"area": {"shape": {"type": "point", "coordinates": [lon, lat]}}}});
+        assert_eq!(found(world, at(10.2, 50.2)), ["5"]);
+        assert_eq!(found(world, at(10.5, 50.5)), Vec::<String>::new(), "in its hole");
+        assert_eq!(found(world, at(20.5, 50.5)), ["6"]);
+        assert_eq!(found(world, at(31.0, 51.0)), ["7"]);
+        assert_eq!(found(world, at(45.8, 50.5)), ["8"]);
         let around =
-            json!({"geo_shape": {"area": {"shape": {"type": "envelope", "coordinates": [[13, 53], [14, 52]]}}}});
-        assert_eq!(world.hits(engine, "place", &around), ["1"]);
+            json!({"geo_shape": {"area": {"shape": {"type": "envelope", "coordinates": [[13, 53], [51, 51]]}}}});
+        assert_eq!(found(world, around), ["1", "7", "10"]);
+        // What GeoJSON has no form for is set apart, and the others go on.
+        world.db.exec("INSERT INTO place (id, area) VALUES (12, 'POLYHEDRALSURFACE(((0 0 0, 1 0 0, 0 1 0, 0 0 0)))')");
+        world.db.exec("UPDATE place SET area = 'POINT(100 10)' WHERE id = 1");
+        eventually("the others go on", Duration::from_secs(30), || {
+            world.document(engine, "place", "1")["area"]["coordinates"] == json!([100, 10])
+        });
+        eventually("it is told", Duration::from_secs(10), || {
+            world.status(&sync, "last_error").contains("PolyhedralSurface")
+        });
+        world.db.exec("UPDATE place SET area = NULL WHERE id = 12");
     }
+    world.db.exec("UPDATE place SET spot = 'POINT(0 0)' WHERE id = 2; DELETE FROM place WHERE id = 1");
+    world.wait(&sync);
+    assert_eq!(found(world, json!({"geo_distance": {"distance": "1km", "spot": [0, 0]}})), ["2"]);
+    assert_eq!(found(world, json!({"geo_distance": {"distance": "1km", "spot": [13.4, 52.5]}})), Vec::<String>::new());
+}
+
+fn vectors_are_found_by_what_is_near(world: &mut World, engine: &Engine) {
+    if !offers(world, "vector") {
+        return;
+    }
+    world.db.exec(
+        "CREATE EXTENSION vector;
+         CREATE TABLE item (id int PRIMARY KEY, embedding vector(3), half halfvec(2));
+         INSERT INTO item VALUES (1, '[0.5,-1,2]', '[1,2]'), (2, '[-1,1,0]', '[2,1]'), (3, NULL, NULL)",
+    );
+    let mapping: Value = serde_json::from_str(&world.db.value("SELECT fanout.mapping('item')")).expect("JSON");
+    assert_eq!(mapping["mappings"]["properties"]["embedding"], json!({"type": "object", "enabled": false}));
+    for (kind, field) in [("dense_vector", json!({"dims": 3})), ("knn_vector", json!({"dimension": 3}))] {
+        let chosen = world.db.value(&format!("SELECT fanout.mapping('item', types => '{{\"vector\": \"{kind}\"}}')"));
+        let chosen: Value = serde_json::from_str(&chosen).expect("JSON");
+        let mut expected = field;
+        expected["type"] = json!(kind);
+        assert_eq!(chosen["mappings"]["properties"]["embedding"], expected);
+    }
+    // The core of Elasticsearch has vectors, that of OpenSearch has not.
+    let searched = engine.name == "elasticsearch";
+    let types =
+        if searched { ", types => '{\"vector\": \"dense_vector\", \"halfvec\": \"dense_vector\"}'" } else { "" };
+    let sync = world.index_table("item", engine, types);
+    world.wait(&sync);
+    if !searched {
+        // Elasticsearch keeps vectors, but leaves them out of `_source`.
+        assert_eq!(world.document(engine, "item", "1")["embedding"], json!([0.5, -1, 2]));
+        assert_eq!(world.document(engine, "item", "2")["half"], json!([2, 1]));
+        assert_eq!(world.document(engine, "item", "3")["embedding"], Value::Null);
+        return;
+    }
+    let nearest = |world: &World, vector: Value| {
+        let query = json!({"knn": {"field": "embedding", "query_vector": vector, "k": 1, "num_candidates": 5}});
+        world.hits(engine, "item", &query)
+    };
+    assert_eq!(nearest(world, json!([0.4, -1, 2])), ["1"]);
+    assert_eq!(nearest(world, json!([-1, 1, 0.1])), ["2"]);
+    world.db.exec(
+        "UPDATE item SET embedding = '[-1,1,0]' WHERE id = 1; UPDATE item SET embedding = '[0.5,-1,2]' WHERE id = 2",
+    );
+    world.wait(&sync);
+    assert_eq!(nearest(world, json!([0.4, -1, 2])), ["2"]);
 }
 
 fn every_type_is_found_by_a_search_that_fits_it(world: &mut World, engine: &Engine) {

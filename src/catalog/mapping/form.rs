@@ -114,10 +114,22 @@ fn of_extension(value: &str, type_oid: pg_sys::Oid, kind: &str, strings: bool) -
         // Their text is a JSON array.
         "vector" | "halfvec" if !strings => Some(format!("{value}::pg_catalog.text::pg_catalog.json")),
         "geometry" | "geography" if matches!(kind, "geo_shape" | "geo_point") => {
-            Some(format!("{}.st_asgeojson({value})::pg_catalog.json", quoted(&schema(type_oid))))
+            Some(geojson(value, &quoted(&schema(type_oid))))
         }
         _ => None,
     }
+}
+
+/// PostGIS: longitude and latitude, which is all that engines know, in forms that GeoJSON has. What is empty is null: engines
+/// refuse it.
+fn geojson(value: &str, gis: &str) -> String {
+    let value = format!("({value}::{gis}.geometry)");
+    let lines = format!("CASE WHEN {gis}.st_hasarc({value}) THEN {gis}.st_curvetoline({value}) ELSE {value} END");
+    format!(
+        "CASE WHEN NOT {gis}.st_isempty({value}) THEN {gis}.st_asgeojson(\
+         CASE WHEN {gis}.st_srid({value}) OPERATOR(pg_catalog.=) ANY ('{{0,4326}}'::pg_catalog.int4[]) THEN {lines} \
+         ELSE {gis}.st_transform({lines}, 4326) END)::pg_catalog.json END"
+    )
 }
 
 /// The schema of an extension's type: its functions are there too.
