@@ -97,13 +97,8 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
 /// All tables that syncs capture: their sources and those of their relations. In the order of their OIDs, as everybody locks
 /// them who locks several, and before the first row of ours.
 fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
-    let mut tables: Vec<(pg_sys::Oid, &Sync, Option<i32>)> = syncs
-        .iter()
-        .flat_map(|sync| {
-            let related = sync.relations.iter().map(move |relation| (relation.source, sync, Some(relation.id)));
-            std::iter::once((sync.source, sync, None)).chain(related)
-        })
-        .collect();
+    let mut tables: Vec<(pg_sys::Oid, &Sync, Option<i32>)> =
+        syncs.iter().flat_map(|sync| sync.captured().map(move |(table, relation)| (table, sync, relation))).collect();
     tables.sort_by_key(|&(table, _, relation)| (table.to_u32(), relation));
     tables.into_iter().map(|(table, sync, relation)| (Table::find(table), sync, relation)).collect()
 }

@@ -148,6 +148,12 @@ impl Relation {
 }
 
 impl Sync {
+    /// The tables that are captured for it: its source, and those of its relations with the relation's number.
+    pub fn captured(&self) -> impl Iterator<Item = (pg_sys::Oid, Option<i32>)> {
+        let related = self.relations.iter().map(|relation| (relation.source, Some(relation.id)));
+        std::iter::once((self.source, None)).chain(related)
+    }
+
     /// The query that makes the documents, if it is not the rows themselves.
     pub fn document_query(&self) -> Option<&str> {
         self.options["document"].as_str()

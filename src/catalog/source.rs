@@ -5,6 +5,7 @@ use crate::catalog::ours;
 use crate::error::failure;
 use crate::server::{quoted, role_name};
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
 use pgrx::{Spi, pg_sys};
 
 /// A column of a source.
@@ -25,9 +26,12 @@ pub struct Table {
     pub name: String,
     pub owner: pg_sys::Oid,
     pub columns: Vec<Column>,
+    /// Tables that inherit from it without being partitions, at any depth, in the order of their OIDs.
+    pub heirs: Vec<pg_sys::Oid>,
     kind: String,
     persistence: String,
-    has_children: bool,
+    /// One of them is a foreign table.
+    has_foreign_heir: bool,
 }
 
 impl Table {
@@ -95,11 +99,10 @@ impl Table {
         if self.schema == "fanout" {
             refuse("a table of pg_fanout itself", base_tables);
         }
-        if self.kind == "r" && self.has_children {
+        if self.has_foreign_heir {
             refuse(
-                "the parent of tables that inherit from it",
-                "Row triggers of a parent don't fire for its children: make a sync for each table, or use declarative \
-                 partitioning.",
+                "the parent of a foreign table",
+                "Changes of that happen elsewhere: take it out with ALTER FOREIGN TABLE … NO INHERIT, or sync the others.",
             );
         }
     }
@@ -146,6 +149,11 @@ impl Table {
         self.kind == "m"
     }
 
+    /// Whether its rows are in partitions.
+    pub fn is_partitioned(&self) -> bool {
+        self.kind == "p"
+    }
+
     /// Whether changes of its rows fire triggers.
     pub fn has_triggers(&self) -> bool {
         matches!(self.kind.as_str(), "r" | "p")
@@ -167,18 +175,20 @@ impl Table {
     }
 
     /// Takes the lock that CREATE TRIGGER takes, before any table of ours is touched: everybody locks sources first, so
-    /// that a writer, who holds the source and will want the journal, can't be in a deadlock with us.
+    /// that a writer, who holds the source and will want the journal, can't be in a deadlock with us. As LOCK TABLE does,
+    /// it takes what inherits from the table with it.
     pub fn lock(&self) {
-        // SAFETY: a plain lock request on the main thread, kept until the transaction ends.
-        unsafe { pg_sys::LockRelationOid(self.oid, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE) };
+        for &table in std::iter::once(&self.oid).chain(&self.heirs) {
+            // SAFETY: a plain lock request on the main thread, kept until the transaction ends.
+            unsafe { pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE) };
+        }
     }
 }
 
 fn read(oid: pg_sys::Oid) -> Result<Option<Table>, pgrx::spi::Error> {
     Spi::connect(|client| {
         let table = client.select(
-            "SELECT n.nspname::text, c.relname::text, c.relowner, c.relkind::text, c.relpersistence::text,
-                    EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid)
+            "SELECT n.nspname::text, c.relname::text, c.relowner, c.relkind::text, c.relpersistence::text
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
             Some(1),
             &[oid.into()],
@@ -201,15 +211,35 @@ fn read(oid: pg_sys::Oid) -> Result<Option<Table>, pgrx::spi::Error> {
                 computed: row.get(4)?.unwrap_or_default(),
             });
         }
+        let kind: String = table.get(4)?.unwrap_or_default();
+        let heirs = if kind == "r" { heirs(client, oid)? } else { Vec::new() };
         Ok(Some(Table {
             oid,
             schema: table.get(1)?.unwrap_or_default(),
             name: table.get(2)?.unwrap_or_default(),
             owner: table.get(3)?.unwrap_or(pg_sys::InvalidOid),
-            kind: table.get(4)?.unwrap_or_default(),
+            kind,
             persistence: table.get(5)?.unwrap_or_default(),
-            has_children: table.get(6)?.unwrap_or_default(),
+            has_foreign_heir: heirs.iter().any(|&(_, foreign)| foreign),
+            heirs: heirs.into_iter().filter(|&(_, foreign)| !foreign).map(|(heir, _)| heir).collect(),
             columns,
         }))
     })
+}
+
+/// What inherits from a table that is not partitioned, and whether it is a foreign table. Temporary ones only their own
+/// session sees.
+fn heirs(client: &SpiClient, table: pg_sys::Oid) -> Result<Vec<(pg_sys::Oid, bool)>, pgrx::spi::Error> {
+    client
+        .select(
+            "WITH RECURSIVE tree(relid) AS (
+                 SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = $1
+                 UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+             SELECT c.oid, c.relkind = 'f' FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.relid
+             WHERE c.relkind IN ('r', 'f') AND c.relpersistence <> 't' ORDER BY c.oid",
+            None,
+            &[table.into()],
+        )?
+        .map(|row| Ok((row.get(1)?.unwrap_or(pg_sys::InvalidOid), row.get(2)?.unwrap_or_default())))
+        .collect()
 }

@@ -27,33 +27,43 @@ fn run(commands: &[String]) {
 /// Creates those of the two triggers that `table` lacks, as the current role: for the sync itself or for a relation of it.
 ///
 /// The TRUNCATE trigger of a partitioned table fires for TRUNCATE of the table as a whole, not of a partition by its
-/// own name: PostgreSQL doesn't clone statement triggers.
+/// own name: PostgreSQL doesn't clone statement triggers. Of tables that inherit without being partitions it clones none:
+/// these get triggers of their own, [`follow_heirs`].
 pub fn create(table: &Table, sync: &str, relation: Option<i32>) {
     if !table.has_triggers() {
         return;
     }
+    let placed = placed(sync, relation);
+    put(table, sync, relation, &placed, None);
+    take_along(table, sync, relation, &placed);
+}
+
+/// Creates the triggers that the table lacks, as the current role or as another.
+fn put(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed], creator: Option<pg_sys::Oid>) {
     let (row, truncate) = trigger_names(sync, relation);
-    let existing = existing(table.oid, sync, relation);
     let arguments = relation
         .map_or_else(|| literal(sync), |relation| format!("{}, {}", literal(sync), literal(&relation.to_string())));
-    let has = |name: &str| existing.iter().any(|trigger| trigger == name);
+    let has = |name: &str| placed.iter().any(|trigger| trigger.table == table.oid && trigger.name == name);
     let relation = table.quoted();
-    let mut as_caller = Vec::new();
+    let mut create = Vec::new();
     if !has(&row) {
-        as_caller.push(format!(
+        create.push(format!(
             "CREATE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE ON {relation} FOR EACH ROW EXECUTE FUNCTION fanout.capture({})",
             quoted(&row),
             arguments
         ));
     }
     if !has(&truncate) {
-        as_caller.push(format!(
+        create.push(format!(
             "CREATE TRIGGER {} AFTER TRUNCATE ON {relation} FOR EACH STATEMENT EXECUTE FUNCTION fanout.capture({})",
             quoted(&truncate),
             arguments
         ));
     }
-    run(&as_caller);
+    match creator {
+        None => run(&create),
+        Some(role) => acting_as(role, || run(&create)),
+    }
     // ALWAYS: changes that an apply worker or a session with session_replication_role = replica makes are changes too.
     let as_owner: Vec<String> = [row, truncate]
         .iter()
@@ -68,24 +78,53 @@ pub fn create(table: &Table, sync: &str, relation: Option<i32>) {
     acting_as(table.owner, || run(&as_owner));
 }
 
-/// Drops every trigger on `table` that captures for the sync, or for the relation of it, those put there by hand too.
-pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
-    if !table.has_triggers() {
-        return;
+/// Puts triggers on what inherits from the table, and takes them from what does no more: as the owners of those tables, one
+/// of whom has made it so. A trigger of ours tells nothing that whoever reads the parent cannot read.
+fn take_along(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed]) {
+    for heir in table.heirs.iter().filter_map(|&heir| Table::find(heir)) {
+        if placed.iter().filter(|trigger| trigger.table == heir.oid).count() < 2 {
+            put(&heir, sync, relation, placed, Some(heir.owner));
+        }
     }
-    let name = table.quoted();
-    let commands: Vec<String> = existing(table.oid, sync, relation)
-        .iter()
-        .map(|trigger| format!("DROP TRIGGER IF EXISTS {} ON {name}", quoted(trigger)))
-        .collect();
-    acting_as(table.owner, || run(&commands));
+    if !table.is_partitioned() {
+        let (row, truncate) = trigger_names(sync, relation);
+        let left = |trigger: &Placed| trigger.table != table.oid && !table.heirs.contains(&trigger.table);
+        // What was put elsewhere by hand has another name.
+        drop_where(placed, |trigger| left(trigger) && (trigger.name == row || trigger.name == truncate));
+    }
+}
+
+/// What [`create`] does for the tables that inherit from those of a sync, once more: some may have come, and some gone.
+pub fn follow_heirs(sync: &Sync) {
+    for (root, relation) in sync.captured() {
+        let placed = placed(&sync.name, relation);
+        let Some(table) = Table::find(root) else { continue };
+        // Where the root itself has lost its trigger, that is for its owner to put right.
+        if table.has_triggers() && placed.iter().any(|trigger| trigger.table == root) {
+            take_along(&table, &sync.name, relation, &placed);
+        }
+    }
+}
+
+/// Drops every trigger that captures for the sync, or for the relation of it, on `table` and what inherits from it, those put
+/// there by hand too.
+pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
+    if table.has_triggers() {
+        drop_where(&placed(sync, relation), |_| true);
+    }
+}
+
+fn drop_where(placed: &[Placed], which: impl Fn(&Placed) -> bool) {
+    for trigger in placed.iter().filter(|trigger| which(trigger)) {
+        let Some(table) = Table::find(trigger.table) else { continue };
+        let command = format!("DROP TRIGGER IF EXISTS {} ON {}", quoted(&trigger.name), table.quoted());
+        acting_as(table.owner, || run(&[command]));
+    }
 }
 
 /// What is wrong with all triggers of a sync, those on related tables too; empty if nothing is.
 pub fn wrong(sync: &Sync) -> Vec<String> {
-    let related = sync.relations.iter().map(|relation| (relation.source, Some(relation.id)));
-    std::iter::once((sync.source, None))
-        .chain(related)
+    sync.captured()
         .flat_map(|(table, relation)| match Table::find(table) {
             Some(table) => health(&table, &sync.name, relation),
             None => vec![format!("a table with OID {} was dropped", table.to_u32())],
@@ -98,13 +137,14 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
     let (row, truncate) = trigger_names(sync, relation);
     // Row triggers are cloned to partitions, where they can be disabled one by one.
     let states = privileged(|| {
-        ours(Spi::connect(|client| -> Result<Vec<(String, String, String, bool)>, pgrx::spi::Error> {
+        ours(Spi::connect(|client| -> Result<Vec<(String, String, String, bool, pg_sys::Oid)>, pgrx::spi::Error> {
             let mut found = Vec::new();
             for known in client.select(
                 "WITH RECURSIVE tree(relid) AS (
                      SELECT $1::pg_catalog.oid
                      UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
-                 SELECT t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text, (t.tgtype & 1) = 1
+                 SELECT t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text, (t.tgtype & 1) = 1,
+                     t.tgrelid
                  FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
                  JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
                  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
@@ -119,6 +159,7 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
                     known.get(2)?.unwrap_or_default(),
                     known.get(3)?.unwrap_or_default(),
                     known.get(4)?.unwrap_or_default(),
+                    known.get(5)?.unwrap_or(pg_sys::InvalidOid),
                 ));
             }
             Ok(found)
@@ -126,11 +167,17 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
     });
     let mut wrong = Vec::new();
     for (name, of_rows) in [(&row, true), (&truncate, false)] {
-        if !states.iter().any(|state| state.3 == of_rows) {
+        if !states.iter().any(|state| state.3 == of_rows && state.4 == table.oid) {
             wrong.push(format!("trigger {name} is missing"));
         }
+        for heir in
+            table.heirs.iter().filter(|heir| !states.iter().any(|state| state.3 == of_rows && state.4 == **heir))
+        {
+            let heir = Table::find(*heir).map_or_else(|| heir.to_u32().to_string(), |heir| heir.quoted());
+            wrong.push(format!("trigger {name} of {heir} is missing"));
+        }
     }
-    for (relation, name, enabled, _) in &states {
+    for (relation, name, enabled, ..) in &states {
         match enabled.as_str() {
             "A" => {}
             "D" => wrong.push(format!("trigger {name} of {relation} is disabled")),
@@ -142,25 +189,36 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
     wrong
 }
 
-/// The triggers on a table that call `fanout.capture` with the sync's name, and the relation's number.
-fn existing(table: pg_sys::Oid, sync: &str, relation: Option<i32>) -> Vec<String> {
+/// A trigger of a sync, or of a relation of it, that is no clone of another.
+struct Placed {
+    table: pg_sys::Oid,
+    name: String,
+}
+
+/// The triggers that call `fanout.capture` with the sync's name, and the relation's number, on whichever tables; in the order
+/// of these.
+fn placed(sync: &str, relation: Option<i32>) -> Vec<Placed> {
     privileged(|| {
-        ours(Spi::connect(|client| -> Result<Vec<String>, pgrx::spi::Error> {
-            let mut names = Vec::new();
-            for row in client.select(
-                "SELECT t.tgname::text FROM pg_catalog.pg_trigger t
-                 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-                 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-                 WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgparentid = 0
-                   AND n.nspname = 'fanout' AND p.proname = 'capture'
-                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
-                       || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
-                None,
-                &[table.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
-            )? {
-                names.extend(row.get::<String>(1)?);
-            }
-            Ok(names)
+        ours(Spi::connect(|client| -> Result<Vec<Placed>, pgrx::spi::Error> {
+            client
+                .select(
+                    "SELECT t.tgrelid, t.tgname::text FROM pg_catalog.pg_trigger t
+                     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                     WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND n.nspname = 'fanout' AND p.proname = 'capture'
+                       AND t.tgargs = pg_catalog.convert_to($1, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
+                           || coalesce(pg_catalog.convert_to($2, 'UTF8') || '\\x00'::pg_catalog.bytea, '')
+                     ORDER BY t.tgrelid",
+                    None,
+                    &[sync.into(), relation.map(|relation| relation.to_string()).into()],
+                )?
+                .map(|row| {
+                    Ok(Placed {
+                        table: row.get(1)?.unwrap_or(pg_sys::InvalidOid),
+                        name: row.get(2)?.unwrap_or_default(),
+                    })
+                })
+                .collect()
         }))
     })
 }

@@ -18,6 +18,8 @@ pub struct Described {
     pub locks: bool,
     /// It asks what time it is: with what.
     pub clock: Option<&'static str>,
+    /// It uses a row as a whole: which columns that has, what it yields does not tell.
+    pub whole_rows: bool,
 }
 
 /// Functions that give another result as time passes, by their OIDs (pg_proc.dat, the same in all versions).
@@ -38,6 +40,10 @@ const CLOCKS: &[(&str, &str)] = &[
     ("{SQLVALUEFUNCTION :op 7 ", "localtimestamp"),
     ("{SQLVALUEFUNCTION :op 8 ", "localtimestamp"),
 ];
+
+/// Words that a date or a time may be written with, and that stand for another one as time passes.
+const CLOCK_WORDS: &[(&str, &str)] =
+    &[("now", "'now'"), ("today", "'today'"), ("tomorrow", "'tomorrow'"), ("yesterday", "'yesterday'")];
 
 /// The text of the one SELECT in `text`, without a semicolon. An ERROR that names the argument if it is anything else.
 ///
@@ -92,6 +98,7 @@ pub fn named<T>(argument: &str, work: impl FnOnce() -> T + std::panic::UnwindSaf
 
 /// Parses and rewrites a statement and tells what it is. Raises what PostgreSQL raises.
 pub fn describe(sql: &str, parameters: &[pg_sys::Oid]) -> Described {
+    let text = sql;
     let sql = CString::new(sql).unwrap_or_default();
     Spi::connect(|_| {
         // SAFETY: within an SPI session; the plan and its source live until that ends, and all that is kept is copied.
@@ -103,19 +110,88 @@ pub fn describe(sql: &str, parameters: &[pg_sys::Oid]) -> Described {
             }
             let sources = pg_sys::SPI_plan_get_plan_sources(plan);
             let source = &*(*(*sources).elements).ptr_value.cast::<pg_sys::CachedPlanSource>();
+            // Without places in the text since version 17, unless asked for.
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            let tree = pg_sys::nodeToStringWithLocations(source.query_list.cast());
+            #[cfg(not(any(feature = "pg17", feature = "pg18")))]
             let tree = pg_sys::nodeToString(source.query_list.cast());
             let printed = CStr::from_ptr(tree).to_string_lossy();
             Described {
                 columns: columns(source.resultDesc),
-                reads: oids(source.relationOids),
+                reads: relations(&printed),
                 volatile: (0..length(source.query_list)).any(|n| {
                     pg_sys::contain_volatile_functions((*(*source.query_list).elements.add(n)).ptr_value.cast())
                 }),
                 locks: printed.contains(":hasForUpdate true"),
-                clock: CLOCKS.iter().find(|(mark, _)| printed.contains(mark)).map(|&(_, name)| name),
+                clock: CLOCKS
+                    .iter()
+                    .find(|(mark, _)| printed.contains(mark))
+                    .map(|&(_, name)| name)
+                    .or_else(|| clock_literal(text, &printed)),
+                whole_rows: printed.contains(":varattno 0 "),
             }
         }
     })
+}
+
+/// The tables in a query's range tables, as often as they stand there. What the plan depends on is more: a constant of type
+/// regclass names a table without reading it.
+fn relations(printed: &str) -> Vec<pg_sys::Oid> {
+    const RELATION: &str = ":rtekind 0 :relid ";
+    let oid = |(at, _): (usize, &str)| printed[at + RELATION.len()..].split(' ').next()?.parse::<u32>().ok();
+    printed.match_indices(RELATION).filter_map(oid).map(pg_sys::Oid::from).collect()
+}
+
+/// The word of [`CLOCK_WORDS`] that a literal of the query is made of, where it is read as a date or a time. Such a literal
+/// is a constant when the query was parsed: it becomes another one each time that the query is parsed anew.
+fn clock_literal(text: &str, printed: &str) -> Option<&'static str> {
+    /// A literal that becomes text and is read as something else when the query runs.
+    const READ_LATER: &str = "{COERCEVIAIO :arg ";
+    const CONSTANT: &str = "{CONST :consttype ";
+    printed.match_indices(CONSTANT).find_map(|(at, _)| {
+        let rest = &printed[at + CONSTANT.len()..];
+        let type_oid: u32 = rest.split(' ').next()?.parse().ok()?;
+        let place: usize = rest.split(":location ").nth(1)?.split(' ').next()?.parse().ok()?;
+        let word = clock_word(literal(text.get(place..)?)?)?;
+        (printed[..at].ends_with(READ_LATER) || tells_time(pg_sys::Oid::from(type_oid))).then_some(word)
+    })
+}
+
+/// What stands between the quotes of the string at the beginning of `text`.
+fn literal(text: &str) -> Option<&str> {
+    let quote = text.find(['\'', '$'])?;
+    let rest = &text[quote..];
+    // 'now', E'now', U&'now'; $$now$$, $a$now$a$. Before the quote stands a letter or two at most.
+    let end = if rest.starts_with('$') { rest[1..].find('$')? + 2 } else { 1 };
+    let (opening, rest) = rest.split_at(end);
+    (quote <= 2).then(|| rest.find(opening).map(|end| &rest[..end]))?
+}
+
+/// The first of [`CLOCK_WORDS`] in it.
+fn clock_word(literal: &str) -> Option<&'static str> {
+    let words = literal.split(|character: char| !character.is_ascii_alphabetic());
+    let known = |word: &str| CLOCK_WORDS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
+    words.into_iter().find_map(known).map(|&(_, name)| name)
+}
+
+/// Whether values of the type are, or are made of, dates or times of day.
+fn tells_time(type_oid: pg_sys::Oid) -> bool {
+    match type_oid {
+        pg_sys::DATEOID | pg_sys::TIMEOID | pg_sys::TIMETZOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => true,
+        _ => {
+            // SAFETY: look-ups of the type cache on the main thread, which answer 0 where there is no such type.
+            let within = unsafe {
+                let base = pg_sys::getBaseType(type_oid);
+                [
+                    if base == type_oid { pg_sys::InvalidOid } else { base },
+                    pg_sys::get_element_type(type_oid),
+                    pg_sys::get_range_subtype(type_oid),
+                    pg_sys::get_multirange_range(type_oid),
+                ]
+            };
+            within.into_iter().any(|part| part != pg_sys::InvalidOid && tells_time(part))
+        }
+    }
 }
 
 unsafe fn columns(descriptor: pg_sys::TupleDesc) -> Vec<Column> {
@@ -140,7 +216,33 @@ unsafe fn length(list: *mut pg_sys::List) -> usize {
     unsafe { if list.is_null() { 0 } else { (*list).length as usize } }
 }
 
-unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
-    // SAFETY: a list of OIDs, or null for an empty one.
-    unsafe { (0..length(list)).map(|n| (*(*list).elements.add(n)).oid_value).collect() }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_are_found_however_they_are_quoted() {
+        for (text, expected) in [
+            ("'now'::date", Some("now")),
+            ("E'now' AS a", Some("now")),
+            ("U&'now'", Some("now")),
+            ("$$now$$", Some("now")),
+            ("$a$now$a$::date", Some("now")),
+            ("17 + 'now'", None),
+            ("'now", None),
+            ("true", None),
+        ] {
+            assert_eq!(literal(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn words_that_tell_another_time_each_day_are_found() {
+        for text in ["now", " NOW ", "Today 10:00", "{2020-01-01,tomorrow}", "[yesterday,infinity)"] {
+            assert!(clock_word(text).is_some(), "{text}");
+        }
+        for text in ["2020-01-01", "infinity", "epoch", "nowhere", "allballs", ""] {
+            assert_eq!(clock_word(text), None, "{text}");
+        }
+    }
 }

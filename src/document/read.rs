@@ -3,7 +3,7 @@
 //! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made,
 //! straight from the executor.
 
-use super::source::{Source, Unreadable};
+use super::source::{Repeats, Source, Unreadable};
 use crate::capture::image::{self, Storage};
 use crate::catalog::key::type_name;
 use crate::catalog::{Relation, Sync};
@@ -111,7 +111,7 @@ impl Plans {
     /// Reads the rows in blocks `from..to` of the source and of each of its partitions. Gives how many there are.
     pub fn read_blocks(&self, source: &Source, from: u32, to: u32, mut visit: impl FnMut(&[u8], &[u8])) -> usize {
         let Some(by_block) = &self.by_block else {
-            // A query makes the documents: of the rows in these blocks, by their keys.
+            // Of the rows in these blocks, by their keys: there may be two for one of them, in whichever blocks.
             let mut addresses: Vec<Vec<u8>> = Vec::new();
             let rows = execute_on_blocks(&self.addresses_by_block, source, from, to, &mut |address, _| {
                 addresses.push(address.to_vec());
@@ -127,7 +127,7 @@ impl Plans {
                     return true;
                 }
                 if !seen.insert(address.to_vec()) {
-                    twice();
+                    twice(source);
                 }
                 visit(address, document);
                 true
@@ -243,10 +243,17 @@ unsafe fn check_yield(descriptor: pg_sys::TupleDesc, addresses: &[Storage], code
 }
 
 /// Two rows for one document: which of them it is would be a matter of luck.
-pub fn twice() -> ! {
-    failure(PgSqlErrorCode::ERRCODE_CARDINALITY_VIOLATION, "the document query yields two rows for one key")
-        .hint("Aggregate, or join only what there is at most one of.")
-        .raise()
+pub fn twice(source: &Source) -> ! {
+    let (message, hint) = match source.repeats {
+        Some(Repeats::Inheritance) => (
+            "two of the tables that inherit from each other hold a row of this key",
+            "Keep the key unique over all of them, or choose the table by a predicate such as tableoid = 'product'::regclass.",
+        ),
+        _ => {
+            ("the document query yields two rows for one key", "Aggregate, or join only what there is at most one of.")
+        }
+    };
+    failure(PgSqlErrorCode::ERRCODE_CARDINALITY_VIOLATION, message).hint(hint).raise()
 }
 
 /// Values of a column, and which of them are NULL.

@@ -9,6 +9,11 @@ use crate::server::quoted;
 use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::{CStr, CString};
 
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings; catalog/pg_inherits.h. Also true for a while after the last child has gone.
+    fn has_subclass(table: pg_sys::Oid) -> bool;
+}
+
 /// Why a source cannot be read. All of them block the sync until somebody changes something.
 #[derive(Debug)]
 pub enum Unreadable {
@@ -54,7 +59,18 @@ pub struct Source {
     pub key: Vec<Condition>,
     /// What reads it.
     pub statements: Statements,
+    /// What could yield two rows for one key: nothing but the key's index is between them.
+    pub repeats: Option<Repeats>,
     outputs: Vec<Output>,
+}
+
+/// Where two rows for one key may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeats {
+    /// A document query.
+    Query,
+    /// Tables that inherit from the source: a key is unique in each of them, and not over all.
+    Inheritance,
 }
 
 /// How a column becomes text.
@@ -113,13 +129,20 @@ impl Source {
                     key_arrays.push(array);
                 }
             }
-            let statements = statements::of(sync, &schema, &table, &conditions, &catalog::mapping::document);
+            let repeats = if sync.document_query().is_some() {
+                Some(Repeats::Query)
+            } else {
+                let inherited = pg_sys::get_rel_relkind(sync.source) as u8 == b'r' && has_subclass(sync.source);
+                inherited.then_some(Repeats::Inheritance)
+            };
+            let statements = statements::of(sync, &schema, &table, &conditions, repeats, &catalog::mapping::document);
             Ok(Self {
                 layout: image::layout(storages.iter().copied()),
                 storages,
                 keys: sync.key_columns.len(),
                 key_arrays,
                 statements,
+                repeats,
                 key: conditions,
                 outputs,
             })

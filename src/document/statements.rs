@@ -3,6 +3,7 @@
 //! Every statement yields the address columns and then the document as json; a row without a document yields NULL there.
 //! Names of our own begin with `__fanout`: what a user's predicate or query says must not find them.
 
+use super::source::Repeats;
 use crate::catalog::Sync;
 use crate::server::quoted;
 use serde_json::Value;
@@ -20,7 +21,7 @@ pub struct Condition {
 pub struct Statements {
     /// Reads the rows with these keys: an array for each key column.
     pub by_key: CString,
-    /// Reads the rows in blocks [$1, $2). None if a query makes the documents: they are read by key.
+    /// Reads the rows in blocks [$1, $2). None if there may be two rows for a key: they are read by key.
     pub by_block: Option<CString>,
     /// Reads the addresses of the rows in blocks [$1, $2), with NULL for the document.
     pub addresses_by_block: CString,
@@ -35,6 +36,7 @@ pub fn of(
     schema: &str,
     table: &str,
     key: &[Condition],
+    repeats: Option<Repeats>,
     document: &dyn Fn(&Sync, &str) -> String,
 ) -> Statements {
     let alias = quoted(table);
@@ -52,7 +54,8 @@ pub fn of(
             let select = format!("SELECT {}, {}", address(sync, &alias), document(sync, &alias));
             let predicate = sync.options["predicate"].as_str();
             let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
-            (by_key(&select, &table, &alias, key, predicate), Some(format!("{select} {blocks}{confined}")))
+            let by_block = repeats.is_none().then(|| format!("{select} {blocks}{confined}"));
+            (by_key(&select, &table, &alias, key, predicate), by_block)
         }
     };
     let c = |sql: String| CString::new(sql).unwrap_or_default();

@@ -354,7 +354,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         let mut left = Left::default();
         let mut late = Vec::new();
         let enough = bound.saturating_mul(ENOUGH);
-        let by_query = naming.sync.document_query().is_some();
+        let repeats = source.repeats.is_some();
         let mut written: FxHashSet<Vec<u8>> = FxHashSet::default();
         let asked: Vec<(Slot, &[u8])> = wanted
             .iter()
@@ -378,7 +378,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                     return false;
                 }
                 Some(slot) => {
-                    if by_query {
+                    if repeats {
                         written.insert(address.to_vec());
                     }
                     match naming.name(address) {
@@ -390,7 +390,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                         None => {}
                     }
                 }
-                None if by_query && written.contains(address) => crate::document::twice(),
+                None if repeats && written.contains(address) => crate::document::twice(source),
                 None => {}
             }
             true
@@ -505,7 +505,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
     let read = read_as_owner(runner.slot, &runner.sync, Work::Scan, || {
         let mut encoder = Encoder::new(naming.sync, version, bound);
         let rows = plans.read_blocks(source, from, to, |address, document| {
-            // Inherited tables may hold one key twice: the second row would be a second action for one document.
+            // A row that moved meanwhile may be met twice: that would be a second action for one document.
             if !seen.insert(address.to_vec()) {
                 return;
             }
@@ -541,7 +541,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             for &(slot, before) in claimed.iter().rev() {
                 runner.pending.unclaim(slot, before);
             }
-            if (failed.class() == Class::Data || failed.timed_out()) && to - from == 1 {
+            if (failed.class() == Class::Data || failed.may_be_a_row()) && to - from == 1 {
                 return mark_block(runner, slice, from).map(|()| Vec::new());
             }
             if let Some(scan) = &mut runner.scan {

@@ -16,7 +16,7 @@ use super::store;
 use super::strikes::{self, Work};
 use super::transaction::{Class, Failed, flush_wal, transaction};
 use crate::catalog::acting::acting_for;
-use crate::catalog::{self, Kind, Phase, Sync};
+use crate::catalog::{self, Kind, Phase, Sync, triggers};
 use crate::document::{Plans, Related, Source, Unreadable};
 use crate::journal::format::{Entry, of_relation, unpack};
 use crate::journal::reader::{Payloads, Reader};
@@ -47,6 +47,9 @@ const SCAN_PENDING: usize = 20_000;
 
 /// Batches of changes between two of a scan, as long as there are changes.
 const CHANGES_FIRST: u32 = 3;
+
+/// When triggers are tried again that could not be put on tables that inherit from the source.
+const HEIRS_AGAIN: Duration = Duration::from_secs(1);
 
 /// Pending addresses whose memory is given back when they are worked off.
 const WORTH_GIVING_BACK: usize = 20_000;
@@ -309,7 +312,9 @@ impl Worker {
             let delayed = runner.pending.wake_delayed(now);
             let blocked = if runner.is_active() { runner.not_before } else { None };
             let wanted = runner.wanted.map(|_| runner.wanted_at);
-            for at in [delayed, blocked, wanted, runner.scan_at].into_iter().flatten().filter(|&at| at > now) {
+            for at in
+                [delayed, blocked, wanted, runner.scan_at, runner.heirs_at].into_iter().flatten().filter(|&at| at > now)
+            {
                 until = until.min(at);
             }
         }
@@ -530,6 +535,9 @@ impl Worker {
         if runner.sync.phase == Phase::Drop {
             return super::target::remove(self, id);
         }
+        if runner.heirs_at.is_some_and(|at| at <= now) {
+            runner.source = None;
+        }
         if runner.source.is_none() {
             activity::at_work(runner);
             if !resolve(runner) {
@@ -708,15 +716,15 @@ impl Worker {
                 runner.block(&format!("the source cannot be read: {failed}"));
             }
             // Which row it is that takes so long is found as one is that fails.
-            Class::Transient if failed.timed_out() => {
-                runner.slot.set_error(&format!("rows cannot be read in time: {failed}"));
+            Class::Transient if failed.may_be_a_row() => {
+                runner.slot.set_error(&format!("rows cannot be read now: {failed}"));
                 if runner.last_read > 1 && runner.batch_limit > 1 {
                     let limit = runner.batch_limit.min(settings::batch_documents()).min(runner.last_read);
                     runner.batch_limit = (limit / 2).max(1);
                 } else if scanned {
-                    runner.back_off(&format!("rows cannot be read in time: {failed}"));
+                    runner.back_off(&format!("rows cannot be read now: {failed}"));
                 } else {
-                    outcome::too_slow(runner);
+                    outcome::set_apart(runner);
                 }
             }
             Class::Transient => {
@@ -1013,6 +1021,8 @@ fn adapt(runner: &mut Runner, sync: Sync) {
 /// Resolves the source of a sync and prepares its statements, as its owner.
 fn resolve(runner: &mut Runner) -> bool {
     let sync = runner.sync.clone();
+    // Writers may hold up a trigger for as long as they like: the sync goes on meanwhile.
+    runner.heirs_at = transaction(|| triggers::follow_heirs(&sync)).is_err().then(|| Instant::now() + HEIRS_AGAIN);
     let resolved = at_risk(sync.id, Work::Planning, || {
         transaction(|| {
             // Columns must not go between being listed and being asked for.
@@ -1048,7 +1058,7 @@ fn resolve(runner: &mut Runner) -> bool {
             runner.tables = shape.tables().collect();
             super::process::watch_also(runner.tables.iter().copied());
             if shape.is_uncaptured() {
-                let why = "changes of the source are not captured: the trigger that belongs to the sync is disabled or missing";
+                let why = "changes of the source, or of a related table, are not captured: a trigger that belongs to the sync is disabled or missing";
                 pgrx::warning!("pg_fanout: sync \"{}\": {why}", sync.name);
                 runner.slot.set_error(why);
             }

@@ -74,6 +74,8 @@ pub struct Runner {
     pub pace: Pace,
     /// The scan goes on at this time.
     pub scan_at: Option<Instant>,
+    /// When triggers are tried again that could not be put on what inherits from the source.
+    pub heirs_at: Option<Instant>,
     /// The scan waits for its time of day.
     pub outside_window: bool,
     /// A phase that is to begin, until that is noted durably.
@@ -155,6 +157,7 @@ impl Runner {
             scan_number: 0,
             pace: Pace::of(&sync.options),
             scan_at: None,
+            heirs_at: None,
             outside_window: false,
             wanted: None,
             wanted_at: Instant::now(),

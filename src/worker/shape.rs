@@ -1,25 +1,29 @@
 //! The shape of a source: which tables its rows stand in, in which files, and with which columns.
 //!
 //! Some statements change what a source holds, or what its documents look like, without any trigger seeing a row: ATTACH,
-//! DETACH, DROP and TRUNCATE of a partition, a rewrite by ALTER TABLE, columns that come, go or get another name. All of
-//! them change the shape and send a relcache invalidation. The shape is kept with the sync, so that what happened while
+//! DETACH, DROP and TRUNCATE of a partition, INHERIT and NO INHERIT, a rewrite by ALTER TABLE, columns that come, go or get
+//! another name. All of them change the shape and send a relcache invalidation. The shape is kept with the sync, so that what happened while
 //! no worker was there is noticed too.
 
 use crate::catalog::Sync;
+use crate::catalog::acting::acting_for;
+use crate::catalog::source::Column;
+use crate::document::query;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// See the module.
 pub struct Shape {
     /// The source and its related tables, each with what stands below it.
     roots: Vec<Root>,
-    /// What the catalog says of the capture triggers on the source, hashed.
-    triggers: i64,
-    /// Tables of the source whose rows no enabled trigger captures.
+    /// What the catalog says of the capture triggers on the source and on each related table, hashed, by what they capture for.
+    triggers: BTreeMap<String, i64>,
+    /// Tables of these whose rows no enabled trigger captures.
     uncaptured: Vec<u32>,
-    /// Names and types of the source's columns, hashed; None if a query makes the documents, which names its columns.
-    columns: Option<i64>,
+    /// Names and types of the columns that documents are made of, hashed.
+    columns: i64,
 }
 
 struct Root {
@@ -42,10 +46,18 @@ impl Shape {
         roots.push(sync.source);
         roots.sort_unstable_by_key(|root| root.to_u32());
         roots.dedup();
-        let columns = sync.document_query().is_none().then(|| columns(sync.source));
+        let columns = columns(sync, &roots);
         let roots = roots.into_iter().map(|root| Root { oid: root.to_u32(), members: members(root) }).collect();
-        let (triggers, uncaptured) = triggers(sync);
-        Self { roots, triggers, uncaptured, columns }
+        let mut known = BTreeMap::new();
+        let mut uncaptured = Vec::new();
+        for (root, relation) in sync.captured() {
+            let (hash, tables) = triggers(root, &sync.name, relation);
+            known.insert(relation.map_or_else(|| String::from("source"), |relation| relation.to_string()), hash);
+            uncaptured.extend(tables);
+        }
+        uncaptured.sort_unstable();
+        uncaptured.dedup();
+        Self { roots, triggers: known, uncaptured, columns }
     }
 
     /// True if some rows of the source are not captured: the trigger was dropped or disabled.
@@ -61,12 +73,14 @@ impl Shape {
 
     /// What changed since `before` that no trigger has seen.
     pub fn change(&self, before: &Value) -> Option<&'static str> {
-        if self.columns.is_some() && before["columns"] != json!(self.columns) {
+        if before["columns"] != self.columns {
             return Some("columns were added, dropped, renamed or retyped");
         }
         // Whoever disabled one may have enabled it again since.
         let was_captured = |oid: &Value| self.uncaptured.iter().any(|&known| *oid == known);
-        if before["triggers"] != self.triggers
+        // Those of a relation that is new are new, too.
+        let altered = |(of, &now): (&String, &i64)| before["triggers"].get(of).is_some_and(|known| *known != now);
+        if self.triggers.iter().any(altered)
             || !before["uncaptured"].as_array().is_some_and(|before| before.iter().all(was_captured))
         {
             return Some("its triggers were altered");
@@ -77,14 +91,14 @@ impl Shape {
             let now: Map<String, Value> =
                 root.members.iter().map(|member| (member.oid.to_string(), member.file.into())).collect();
             if known.keys().any(|oid| !now.contains_key(oid)) {
-                return Some("a partition was detached or dropped");
+                return Some("a partition, or a table that inherited, was taken out or dropped");
             }
             if known.iter().any(|(oid, file)| now[oid] != *file) {
                 return Some("it, or a part of it, was truncated or rewritten");
             }
             let attached = |member: &&Member| !member.empty && !known.contains_key(&member.oid.to_string());
             if root.members.iter().any(|member| attached(&member)) {
-                return Some("a partition was attached");
+                return Some("a partition, or a table that inherits, was put in");
             }
         }
         None
@@ -125,32 +139,51 @@ fn members(root: pg_sys::Oid) -> Vec<Member> {
     .unwrap_or_else(|error| error!("cannot look at the source of a sync: {error}"))
 }
 
-/// See the fields of [`Shape`]. A table that inherits without being a partition has no trigger, by design of PostgreSQL.
-fn triggers(sync: &Sync) -> (i64, Vec<u32>) {
-    let sql = "WITH RECURSIVE tree(relid) AS (            SELECT $1::pg_catalog.oid             UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i, tree                 WHERE i.inhparent = tree.relid AND NOT i.inhdetachpending),         captures AS (SELECT t.oid, t.tgrelid, t.tgenabled, t.tgtype, t.xmin FROM pg_catalog.pg_trigger AS t             JOIN tree ON tree.relid = t.tgrelid             JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid \
+/// See the fields of [`Shape`].
+fn triggers(root: pg_sys::Oid, sync: &str, relation: Option<i32>) -> (i64, Vec<u32>) {
+    let sql = "WITH RECURSIVE tree(relid) AS (\
+            SELECT $1::pg_catalog.oid \
+            UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i, tree \
+                WHERE i.inhparent = tree.relid AND NOT i.inhdetachpending), \
+        captures AS (SELECT t.oid, t.tgrelid, t.tgenabled, t.tgtype, t.xmin FROM pg_catalog.pg_trigger AS t \
+            JOIN tree ON tree.relid = t.tgrelid \
+            JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid \
             JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace \
             WHERE n.nspname = 'fanout' AND p.proname = 'capture' \
-                AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea) \
+                AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea \
+                    || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')) \
         SELECT (SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg(\
                 pg_catalog.concat_ws(' ', t.oid, t.tgenabled, t.xmin), ', ' ORDER BY t.oid), ''), 0) \
                 FROM captures AS t WHERE t.tgrelid = $1), \
             ARRAY(SELECT c.oid FROM tree JOIN pg_catalog.pg_class AS c ON c.oid = tree.relid \
-                WHERE c.relkind IN ('r', 'p') AND (c.oid = $1 OR c.relispartition) AND NOT EXISTS (\
+                WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND NOT EXISTS (\
                     SELECT FROM captures AS t WHERE t.tgrelid = c.oid AND t.tgenabled IN ('A', 'O') AND t.tgtype & 1 = 1) \
                 ORDER BY c.oid)";
     let (hash, tables) = Spi::connect(|client| {
-        let row = client.select(sql, None, &[sync.source.into(), sync.name.as_str().into()])?.first();
+        let number = relation.map(|relation| relation.to_string());
+        let row = client.select(sql, None, &[root.into(), sync.into(), number.into()])?.first();
         row.get_two::<i64, Vec<pg_sys::Oid>>()
     })
     .unwrap_or_else(|error| error!("cannot look at the triggers of a source: {error}"));
     (hash.unwrap_or(0), tables.unwrap_or_default().into_iter().map(pg_sys::Oid::to_u32).collect())
 }
 
-fn columns(source: pg_sys::Oid) -> i64 {
-    let sql = "SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg(\
-            pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum), ''), 0) \
-        FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
-    Spi::connect(|client| client.select(sql, None, &[source.into()])?.first().get_one::<i64>())
+/// The columns of the source; of a query those that it yields, and where it uses rows as a whole those of all its tables.
+fn columns(sync: &Sync, roots: &[pg_sys::Oid]) -> i64 {
+    let (yielded, tables) = match sync.document_query() {
+        None => (String::new(), vec![sync.source]),
+        Some(document) => {
+            let described = acting_for(sync, || query::describe(document, &[]));
+            let text =
+                |column: &Column| format!("{} {} {}", column.name, column.type_oid.to_u32(), column.type_modifier);
+            let yielded: Vec<String> = described.columns.iter().map(text).collect();
+            (yielded.join(", "), if described.whole_rows { roots.to_vec() } else { Vec::new() })
+        }
+    };
+    let sql = "SELECT pg_catalog.hashtextextended($2 || coalesce(pg_catalog.string_agg(\
+            pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ', ' ORDER BY a.attrelid, a.attnum), ''), 0) \
+        FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped";
+    Spi::connect(|client| client.select(sql, None, &[tables.into(), yielded.into()])?.first().get_one::<i64>())
         .unwrap_or_else(|error| error!("cannot look at the columns of a source: {error}"))
         .unwrap_or(0)
 }
@@ -161,7 +194,8 @@ mod tests {
 
     fn shape(columns: i64, members: &[(u32, u32, bool)]) -> Shape {
         let members = members.iter().map(|&(oid, file, empty)| Member { oid, file, empty }).collect();
-        Shape { roots: vec![Root { oid: 7, members }], triggers: 3, uncaptured: Vec::new(), columns: Some(columns) }
+        let triggers = BTreeMap::from([("source".to_owned(), 3)]);
+        Shape { roots: vec![Root { oid: 7, members }], triggers, uncaptured: Vec::new(), columns }
     }
 
     #[test]
@@ -170,8 +204,17 @@ mod tests {
         let changed = |now: Shape| now.change(&before).is_some();
         assert!(!changed(shape(1, &[(10, 10, false), (11, 11, false)])), "rows that came in");
         assert!(!changed(shape(1, &[(10, 10, false), (11, 11, true), (12, 12, true)])), "a new partition, empty");
-        let disabled = Shape { triggers: 4, uncaptured: vec![7], ..shape(1, &[(10, 10, false), (11, 11, true)]) };
-        assert!(changed(disabled), "a trigger");
+        let same = || shape(1, &[(10, 10, false), (11, 11, true)]);
+        let with = |of: &str, hash: i64| {
+            let mut shape = same();
+            shape.triggers.insert(of.to_owned(), hash);
+            shape
+        };
+        assert!(changed(Shape { uncaptured: vec![7], ..with("source", 4) }), "a trigger");
+        assert!(!changed(with("12", 5)), "a relation more");
+        let related = with("12", 5).to_json();
+        assert!(with("12", 6).change(&related).is_some(), "a trigger of a related table");
+        assert!(same().change(&related).is_none(), "a relation less");
         let more = Shape { uncaptured: vec![7], ..shape(1, &[(10, 10, false), (11, 11, true)]) };
         assert!(!changed(more), "from now on nothing is captured: there is nothing to find yet");
         assert!(changed(shape(2, &[(10, 10, false), (11, 11, true)])), "columns");

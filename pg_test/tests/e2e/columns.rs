@@ -9,6 +9,7 @@ on_each_engine!(
     a_retyped_column_says_that_it_needs_a_resync,
     a_later_column_that_the_engine_refuses_is_told,
     columns_come_and_go_while_rows_are_written,
+    a_later_column_is_in_all_documents_of_a_query_that_takes_it,
 );
 
 fn products(world: &mut World, engine: &Engine, more: &str) -> String {
@@ -105,4 +106,39 @@ fn columns_come_and_go_while_rows_are_written(world: &mut World, engine: &Engine
     assert_eq!(world.hits(engine, "product", &json!({"term": {"c14": 14}})), ["1014"]);
     let count = engine.ask("GET", &format!("/{}/_count", world.index_name("product")), None)["count"].to_string();
     assert_eq!(count, world.db.value("SELECT count(*) FROM product"));
+}
+
+fn a_later_column_is_in_all_documents_of_a_query_that_takes_it(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE brand (id int PRIMARY KEY, name text);
+         CREATE TABLE product (id int PRIMARY KEY, name text, brand_id int REFERENCES brand);
+         INSERT INTO brand VALUES (1, 'a'), (2, 'b');
+         INSERT INTO product SELECT i, 'n', 1 + i % 2 FROM generate_series(1, 50) AS i",
+    );
+    let stars = world.index_table("product", engine, ", document => 'SELECT p.* FROM product p'");
+    let rows = "SELECT p.id, row_to_json(b) AS brand FROM product p JOIN brand b ON b.id = p.brand_id";
+    let whole = world.cache_table("product", &format!(", name => 'whole', document => '{rows}'"));
+    let named = "SELECT p.id, b.name FROM product p JOIN brand b ON b.id = p.brand_id";
+    let named = world.cache_table_by(
+        "product",
+        &format!("{}:named:${{id}}", world.tag),
+        &format!(", name => 'named', document => '{named}'"),
+    );
+    for sync in [&whole, &named] {
+        world.db.exec(&format!("SELECT fanout.related('{sync}', 'brand')"));
+    }
+    for sync in [&stars, &whole, &named] {
+        assert_in_step(world, sync);
+    }
+    let before = world.status(&named, "delivered");
+    for statement in [
+        "ALTER TABLE product ADD COLUMN colour text DEFAULT 'red'",
+        "ALTER TABLE brand ADD COLUMN country text DEFAULT 'FR'",
+    ] {
+        world.db.exec(statement);
+        for sync in [&stars, &whole, &named] {
+            assert_in_step(world, sync);
+        }
+    }
+    assert_eq!(world.status(&named, "delivered"), before, "a query that names its columns has them as before");
 }

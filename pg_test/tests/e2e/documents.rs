@@ -1,6 +1,7 @@
 //! Documents that are more, or less, than a row: chosen columns, a predicate, a query, and the tables that feed it.
 
-use pg_test::{Dice, Engine, World, assert_in_step, on_each_engine};
+use pg_test::{Dice, Engine, World, assert_in_step, eventually, on_each_engine};
+use std::time::Duration;
 
 on_each_engine!(
     a_document_of_eight_tables_follows_each_of_them,
@@ -12,6 +13,7 @@ on_each_engine!(
     a_relation_that_is_declared_later_misses_nothing,
     two_rows_for_a_key_are_a_dead_letter,
     a_materialized_view_is_followed_by_its_refreshes,
+    a_disabled_trigger_of_a_related_table_is_told_and_what_it_missed_is_found,
 );
 
 /// Seven tables that feed the documents of `product`, with rows in all.
@@ -323,6 +325,31 @@ fn two_rows_for_a_key_are_a_dead_letter(world: &mut World, engine: &Engine) {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters"), "0");
 }
 
+fn a_disabled_trigger_of_a_related_table_is_told_and_what_it_missed_is_found(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE brand (id int PRIMARY KEY, name text);
+         CREATE TABLE product (id int PRIMARY KEY, brand_id int REFERENCES brand);
+         INSERT INTO brand VALUES (1, 'a'), (2, 'b'); INSERT INTO product SELECT i, 1 + i % 2 FROM generate_series(1, 50) AS i",
+    );
+    let query = "SELECT p.id, b.name FROM product p JOIN brand b ON b.id = p.brand_id";
+    let sync = world.index_table("product", engine, &format!(", document => '{query}'"));
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'brand')"));
+    assert_in_step(world, &sync);
+    world.db.exec("ALTER TABLE brand DISABLE TRIGGER USER");
+    eventually("it is told", Duration::from_secs(20), || world.status(&sync, "last_error").contains("not captured"));
+    world.db.exec("UPDATE brand SET name = 'unseen' WHERE id = 1");
+    let enable = world.db.value(
+        "SELECT string_agg(format('ALTER TABLE brand ENABLE ALWAYS TRIGGER %I', tgname), ';') FROM pg_trigger
+         WHERE tgrelid = 'brand'::regclass AND NOT tgisinternal",
+    );
+    world.db.exec(&enable);
+    assert_in_step(world, &sync);
+    // The word 'today' is no time where it is read as text.
+    let sync =
+        world.cache_table("product", &format!(", name => 'words', document => $${query} WHERE b.name <> 'today'$$"));
+    assert_in_step(world, &sync);
+}
+
 fn a_materialized_view_is_followed_by_its_refreshes(world: &mut World, engine: &Engine) {
     crate::tables::products(world, 100);
     world.db.exec(
@@ -431,6 +458,42 @@ fn mistakes_in_queries_and_relations_are_told() {
             "0A000",
             "it uses current_date",
         ),
+        (
+            "document => 'SELECT id, ''now''::timestamptz AS at FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'now'",
+        ),
+        (
+            "document => 'SELECT id, date ''  Today'' AS day FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'today'",
+        ),
+        (
+            "document => 'SELECT id, name FROM product WHERE CAST(E''TOMORROW'' AS date) > ''2026-01-01'''",
+            "0A000",
+            "depends on the clock: it uses 'tomorrow'",
+        ),
+        (
+            "document => 'SELECT id, ''{2026-01-01,yesterday}''::date[] AS days FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'yesterday'",
+        ),
+        (
+            "document => 'SELECT id, ''[now,)''::tstzrange AS days FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'now'",
+        ),
+        (
+            "document => 'SELECT id, (SELECT max(x) FROM (VALUES (timestamp $$now$$)) v (x)) AS at FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'now'",
+        ),
+        (
+            "document => 'SELECT id, ''now''::text::timestamptz AS at FROM product'",
+            "0A000",
+            "depends on the clock: it uses 'now'",
+        ),
+        ("predicate => 'date ''today'' > ''2026-01-01'''", "0A000", "depends on the clock: it uses 'today'"),
         ("document => 'SELECT p.id, m.id AS other FROM product p, mine m'", "42P16", "reads temporary table \"mine\""),
         (
             "document => 'SELECT id, name FROM product', predicate => 'true'",
