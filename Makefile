@@ -4,7 +4,7 @@ PG_CONFIG ?= /usr/bin/pg_config
 export PG_CONFIG
 export PG
 
-.PHONY: help setup demo stop test faults check audit bench bench-quick install package
+.PHONY: help setup demo stop test faults fuzz check audit bench bench-quick install package
 .NOTPARALLEL:
 
 help: ## Show this
@@ -28,6 +28,10 @@ test: setup ## Run every test on servers of its own
 faults: setup ## The fault bench in its long form: FAULTS_MINUTES (10) of random faults, from FAULTS_SEED on
 	@stack/install-extension
 	@env -u STACK_DIR FAULTS_MINUTES=$${FAULTS_MINUTES:-10} stack/run-tests --faults
+
+fuzz: ## Coverage-guided fuzzing of what reads bytes of others, FUZZ_SECONDS (60) a target
+	@stack/install build
+	@stack/fuzz
 
 check: ## Formatting, lints, licences
 	@stack/install build

@@ -15,6 +15,8 @@ pub mod config;
 pub mod engine;
 pub mod error;
 mod escape;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod id;
 pub mod keyspace;
 pub mod ownership;

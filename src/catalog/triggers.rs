@@ -134,56 +134,62 @@ pub fn wrong(sync: &Sync) -> Vec<String> {
 
 /// What is wrong with the triggers of a sync on a table, its source or that of a relation; empty if nothing is.
 fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
+    /// A trigger, on the table or a part of it.
+    struct Found {
+        table: pg_sys::Oid,
+        of: String,
+        name: String,
+        enabled: String,
+        of_rows: bool,
+    }
     let (row, truncate) = trigger_names(sync, relation);
     // Row triggers are cloned to partitions, where they can be disabled one by one.
-    let states = privileged(|| {
-        ours(Spi::connect(|client| -> Result<Vec<(String, String, String, bool, pg_sys::Oid)>, pgrx::spi::Error> {
-            let mut found = Vec::new();
-            for known in client.select(
-                "WITH RECURSIVE tree(relid) AS (
-                     SELECT $1::pg_catalog.oid
-                     UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
-                 SELECT t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text, (t.tgtype & 1) = 1,
-                     t.tgrelid
-                 FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
-                 JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-                 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-                 WHERE n.nspname = 'fanout' AND p.proname = 'capture'
-                   AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
-                       || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
-                None,
-                &[table.oid.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
-            )? {
-                found.push((
-                    known.get(1)?.unwrap_or_default(),
-                    known.get(2)?.unwrap_or_default(),
-                    known.get(3)?.unwrap_or_default(),
-                    known.get(4)?.unwrap_or_default(),
-                    known.get(5)?.unwrap_or(pg_sys::InvalidOid),
-                ));
-            }
-            Ok(found)
+    let found = privileged(|| {
+        ours(Spi::connect(|client| -> Result<Vec<Found>, pgrx::spi::Error> {
+            client
+                .select(
+                    "WITH RECURSIVE tree(relid) AS (
+                         SELECT $1::pg_catalog.oid
+                         UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
+                     SELECT t.tgrelid, t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text,
+                         (t.tgtype & 1) = 1
+                     FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
+                     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+                     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                     WHERE n.nspname = 'fanout' AND p.proname = 'capture'
+                       AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
+                           || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
+                    None,
+                    &[table.oid.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
+                )?
+                .map(|known| {
+                    Ok(Found {
+                        table: known.get(1)?.unwrap_or(pg_sys::InvalidOid),
+                        of: known.get(2)?.unwrap_or_default(),
+                        name: known.get(3)?.unwrap_or_default(),
+                        enabled: known.get(4)?.unwrap_or_default(),
+                        of_rows: known.get(5)?.unwrap_or_default(),
+                    })
+                })
+                .collect()
         }))
     });
     let mut wrong = Vec::new();
     for (name, of_rows) in [(&row, true), (&truncate, false)] {
-        if !states.iter().any(|state| state.3 == of_rows && state.4 == table.oid) {
+        let lacks = |oid: pg_sys::Oid| !found.iter().any(|trigger| trigger.of_rows == of_rows && trigger.table == oid);
+        if lacks(table.oid) {
             wrong.push(format!("trigger {name} is missing"));
         }
-        for heir in
-            table.heirs.iter().filter(|heir| !states.iter().any(|state| state.3 == of_rows && state.4 == **heir))
-        {
-            let heir = Table::find(*heir).map_or_else(|| heir.to_u32().to_string(), |heir| heir.quoted());
-            wrong.push(format!("trigger {name} of {heir} is missing"));
+        for heir in table.heirs.iter().filter(|&&heir| lacks(heir)).filter_map(|&heir| Table::find(heir)) {
+            wrong.push(format!("trigger {name} of {} is missing", heir.quoted()));
         }
     }
-    for (relation, name, enabled, ..) in &states {
+    for Found { of, name, enabled, .. } in &found {
         match enabled.as_str() {
             "A" => {}
-            "D" => wrong.push(format!("trigger {name} of {relation} is disabled")),
-            "R" => wrong.push(format!("trigger {name} of {relation} fires for replicas only")),
-            _ => wrong
-                .push(format!("trigger {name} of {relation} does not fire where session_replication_role is replica")),
+            "D" => wrong.push(format!("trigger {name} of {of} is disabled")),
+            "R" => wrong.push(format!("trigger {name} of {of} fires for replicas only")),
+            _ => wrong.push(format!("trigger {name} of {of} does not fire where session_replication_role is replica")),
         }
     }
     wrong

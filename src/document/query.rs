@@ -162,7 +162,10 @@ fn literal(text: &str) -> Option<&str> {
     let quote = text.find(['\'', '$'])?;
     let rest = &text[quote..];
     // 'now', E'now', U&'now'; $$now$$, $a$now$a$. Before the quote stands a letter or two at most.
-    let end = if rest.starts_with('$') { rest[1..].find('$')? + 2 } else { 1 };
+    let end = match rest.strip_prefix('$') {
+        Some(tag) => tag.find('$')? + 2,
+        None => 1,
+    };
     let (opening, rest) = rest.split_at(end);
     (quote <= 2).then(|| rest.find(opening).map(|end| &rest[..end]))?
 }

@@ -278,5 +278,12 @@ impl Engine {
     }
 }
 
+/// Reads a reply as one to a search, and as one to a scan.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse_search_replies(reply: &[u8]) {
+    let _ = search::search_response(reply);
+    let _ = search::id_page(reply);
+}
+
 /// The engines' default for `http.max_content_length`, 100 MB, counted uncompressed.
 const CONTENT_LIMIT: usize = 100 << 20;

@@ -68,7 +68,7 @@ struct RawHit {
     sort: Option<Box<RawValue>>,
 }
 
-fn search_response(body: &[u8]) -> Result<SearchResponse> {
+pub(super) fn search_response(body: &[u8]) -> Result<SearchResponse> {
     let answer: Answer = serde_json::from_slice(body).map_err(|error| {
         Error::new(ErrorKind::Protocol, "the search engine's reply is not understood").with_source(error)
     })?;
@@ -109,7 +109,7 @@ fn search_response(body: &[u8]) -> Result<SearchResponse> {
 }
 
 /// What a page of [`Engine::scan_ids`] holds, with the cursor that it came with.
-fn id_page(body: &[u8]) -> Result<IdPage> {
+pub(super) fn id_page(body: &[u8]) -> Result<IdPage> {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(rename = "_scroll_id")]

@@ -112,7 +112,7 @@ impl RedisBatch {
     }
 
     /// Reads the outcomes, one reply after the other from `next`.
-    pub(super) fn read_outcomes(&self, mut next: impl FnMut() -> Result<Value>) -> Result<Vec<(u32, RedisOutcome)>> {
+    pub(crate) fn read_outcomes(&self, mut next: impl FnMut() -> Result<Value>) -> Result<Vec<(u32, RedisOutcome)>> {
         let mut outcomes = Vec::with_capacity(self.entries.len());
         let mut denied = None;
         for entry in &self.entries {
