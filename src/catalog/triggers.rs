@@ -80,10 +80,12 @@ fn put(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed], crea
 
 /// Puts triggers on what inherits from the table, and takes them from what does no more: as the owners of those tables, one
 /// of whom has made it so. A trigger of ours tells nothing that whoever reads the parent cannot read.
-fn take_along(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed]) {
+fn take_along(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed]) -> Vec<pg_sys::Oid> {
+    let mut given = Vec::new();
     for heir in table.heirs.iter().filter_map(|&heir| Table::find(heir)) {
         if placed.iter().filter(|trigger| trigger.table == heir.oid).count() < 2 {
             put(&heir, sync, relation, placed, Some(heir.owner));
+            given.push(heir.oid);
         }
     }
     if !table.is_partitioned() {
@@ -92,18 +94,22 @@ fn take_along(table: &Table, sync: &str, relation: Option<i32>, placed: &[Placed
         // What was put elsewhere by hand has another name.
         drop_where(placed, |trigger| left(trigger) && (trigger.name == row || trigger.name == truncate));
     }
+    given
 }
 
-/// What [`create`] does for the tables that inherit from those of a sync, once more: some may have come, and some gone.
-pub fn follow_heirs(sync: &Sync) {
+/// What [`create`] does for the tables that inherit from those of a sync, once more: some may have come, and some gone. Gives
+/// those that lacked a trigger.
+pub fn follow_heirs(sync: &Sync) -> Vec<pg_sys::Oid> {
+    let mut given = Vec::new();
     for (root, relation) in sync.captured() {
         let placed = placed(&sync.name, relation);
         let Some(table) = Table::find(root) else { continue };
         // Where the root itself has lost its trigger, that is for its owner to put right.
         if table.has_triggers() && placed.iter().any(|trigger| trigger.table == root) {
-            take_along(&table, &sync.name, relation, &placed);
+            given.extend(take_along(&table, &sync.name, relation, &placed));
         }
     }
+    given
 }
 
 /// Drops every trigger that captures for the sync, or for the relation of it, on `table` and what inherits from it, those put

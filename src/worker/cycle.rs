@@ -1022,7 +1022,17 @@ fn adapt(runner: &mut Runner, sync: Sync) {
 fn resolve(runner: &mut Runner) -> bool {
     let sync = runner.sync.clone();
     // Writers may hold up a trigger for as long as they like: the sync goes on meanwhile.
-    runner.heirs_at = transaction(|| triggers::follow_heirs(&sync)).is_err().then(|| Instant::now() + HEIRS_AGAIN);
+    let lacked = transaction(|| {
+        let given = triggers::follow_heirs(&sync);
+        // What was written there without a trigger nobody has seen. Noted together with the trigger.
+        let lacked = sync.shape.as_ref().is_some_and(|before| Shape::knew(before, &given));
+        if lacked && !matches!(sync.phase, Phase::Create | Phase::Drop) {
+            store::set_phase(&sync, Phase::Reconcile, None);
+        }
+        lacked
+    });
+    runner.heirs_at = lacked.is_err().then(|| Instant::now() + HEIRS_AGAIN);
+    let lacked = lacked.unwrap_or(false);
     let resolved = at_risk(sync.id, Work::Planning, || {
         transaction(|| {
             // Columns must not go between being listed and being asked for.
@@ -1064,7 +1074,8 @@ fn resolve(runner: &mut Runner) -> bool {
             }
             let retyped = sync.layout.is_some_and(|known| known != layout).then_some("its key has other types");
             let altered = sync.shape.as_ref().and_then(|before| shape.change(before));
-            if let Some(why) = retyped.or(altered) {
+            let lacked = lacked.then_some("a table that inherits from it had lost its trigger");
+            if let Some(why) = retyped.or(altered).or(lacked) {
                 pgrx::log!("pg_fanout: the source of sync \"{}\" was altered ({why}); it is reconciled", sync.name);
                 want_phase(runner, Phase::Reconcile);
                 if runner.wanted.is_some() {

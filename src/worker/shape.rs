@@ -35,8 +35,16 @@ struct Member {
     oid: u32,
     /// Number of its file; another one after TRUNCATE or a rewrite. A partitioned table has none.
     file: u32,
+    /// When it was put in: another number after it was taken out and put in again, unseen by us.
+    link: i64,
     /// Without a row: what comes into it later is captured.
     empty: bool,
+}
+
+impl Member {
+    fn identity(&self) -> Value {
+        json!([self.file, self.link])
+    }
 }
 
 impl Shape {
@@ -71,6 +79,15 @@ impl Shape {
         each.map(pg_sys::Oid::from)
     }
 
+    /// True if one of the tables was a part of it before.
+    pub fn knew(before: &Value, tables: &[pg_sys::Oid]) -> bool {
+        let roots = before["tables"].as_object();
+        roots
+            .into_iter()
+            .flat_map(Map::values)
+            .any(|root| tables.iter().any(|table| !root[table.to_u32().to_string()].is_null()))
+    }
+
     /// What changed since `before` that no trigger has seen.
     pub fn change(&self, before: &Value) -> Option<&'static str> {
         if before["columns"] != self.columns {
@@ -89,12 +106,12 @@ impl Shape {
             // A relation that is new was delivered when it was made.
             let Some(known) = before["tables"][root.oid.to_string()].as_object() else { continue };
             let now: Map<String, Value> =
-                root.members.iter().map(|member| (member.oid.to_string(), member.file.into())).collect();
+                root.members.iter().map(|member| (member.oid.to_string(), member.identity())).collect();
             if known.keys().any(|oid| !now.contains_key(oid)) {
                 return Some("a partition, or a table that inherited, was taken out or dropped");
             }
             if known.iter().any(|(oid, file)| now[oid] != *file) {
-                return Some("it, or a part of it, was truncated or rewritten");
+                return Some("it, or a part of it, was truncated, rewritten, or taken out and put in again");
             }
             let attached = |member: &&Member| !member.empty && !known.contains_key(&member.oid.to_string());
             if root.members.iter().any(|member| attached(&member)) {
@@ -107,7 +124,7 @@ impl Shape {
     /// What is kept of it.
     pub fn to_json(&self) -> Value {
         let files = |root: &Root| -> Map<String, Value> {
-            root.members.iter().map(|member| (member.oid.to_string(), member.file.into())).collect()
+            root.members.iter().map(|member| (member.oid.to_string(), member.identity())).collect()
         };
         let tables: Map<String, Value> =
             self.roots.iter().map(|root| (root.oid.to_string(), files(root).into())).collect();
@@ -118,12 +135,13 @@ impl Shape {
 /// The tables with rows at and below one.
 fn members(root: pg_sys::Oid) -> Vec<Member> {
     // What is being detached is not read any more, though its row of pg_inherits is still there.
-    let sql = "WITH RECURSIVE tree(relid) AS (\
-            SELECT $1::pg_catalog.oid \
-            UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i, tree \
+    let sql = "WITH RECURSIVE tree(relid, link) AS (\
+            SELECT $1::pg_catalog.oid, 0::bigint \
+            UNION SELECT i.inhrelid, i.xmin::text::bigint FROM pg_catalog.pg_inherits AS i, tree \
                 WHERE i.inhparent = tree.relid AND NOT i.inhdetachpending) \
-        SELECT c.oid, pg_catalog.pg_relation_filenode(c.oid), pg_catalog.pg_relation_size(c.oid, 'main') \
-        FROM tree JOIN pg_catalog.pg_class AS c ON c.oid = tree.relid WHERE c.relkind IN ('r', 'm', 'p')";
+        SELECT c.oid, pg_catalog.pg_relation_filenode(c.oid), pg_catalog.pg_relation_size(c.oid, 'main'), \
+            sum(tree.link)::bigint \
+        FROM tree JOIN pg_catalog.pg_class AS c ON c.oid = tree.relid WHERE c.relkind IN ('r', 'm', 'p') GROUP BY c.oid";
     Spi::connect(|client| {
         client
             .select(sql, None, &[root.into()])?
@@ -132,6 +150,7 @@ fn members(root: pg_sys::Oid) -> Vec<Member> {
                     oid: row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid).to_u32(),
                     file: row.get::<pg_sys::Oid>(2)?.unwrap_or(pg_sys::InvalidOid).to_u32(),
                     empty: row.get::<i64>(3)?.unwrap_or(0) == 0,
+                    link: row.get(4)?.unwrap_or(0),
                 })
             })
             .collect::<Result<Vec<_>, pgrx::spi::Error>>()
@@ -193,7 +212,7 @@ mod tests {
     use super::*;
 
     fn shape(columns: i64, members: &[(u32, u32, bool)]) -> Shape {
-        let members = members.iter().map(|&(oid, file, empty)| Member { oid, file, empty }).collect();
+        let members = members.iter().map(|&(oid, file, empty)| Member { oid, file, link: 5, empty }).collect();
         let triggers = BTreeMap::from([("source".to_owned(), 3)]);
         Shape { roots: vec![Root { oid: 7, members }], triggers, uncaptured: Vec::new(), columns }
     }
