@@ -53,6 +53,11 @@ fn an_index_deleted_under_a_busy_worker_is_made_and_filled_again(world: &mut Wor
             // Deletions alone, writes alone, and both.
             writer.exec(&format!("DELETE FROM product WHERE id % 1000 = {}", n % 1000));
             writer.exec(&format!("UPDATE product SET price = {n} WHERE id % 100 = {}", n % 100));
+            writer.exec(&format!(
+                "INSERT INTO product (id, name) SELECT i, 'again' FROM generate_series(1, 2000) AS i WHERE i % 50 = {}
+                 ON CONFLICT (id) DO NOTHING",
+                n % 50
+            ));
         }
     });
     let concrete = format!("{}-fanout-1", world.index_name("product"));
