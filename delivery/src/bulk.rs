@@ -6,8 +6,8 @@
 //! answers 404 `not_found` and creates the index all the same, whatever its own `require_alias` says. But engines decide
 //! on that once for all actions of a request that name the same index: if one of them requires an alias, the index is not
 //! made for any (TransportBulkAction; seen on OpenSearch 2.19 and 3.8, Elasticsearch 7.10, 8.19 and 9.5). So each batch
-//! ends with a [`GUARD`], an action that requires an alias, and always fails since the concrete index is none: where the
-//! index is gone all actions answer `index_not_found_exception`, and nothing is made.
+//! ends with a guard for each of its indices, an action that requires an alias, and always fails since the concrete index is
+//! none: where the index is gone all its actions answer `index_not_found_exception`, and nothing is made.
 //!
 //! An index that somebody else made under the name is none of ours either. So [`crate::engine::Engine::bulk`]
 //!
@@ -131,7 +131,9 @@ impl BulkBuilder {
     pub fn finish(self) -> BulkBody {
         let mut body = self.body;
         if body.sent() > 0 {
-            body.bytes.extend_from_slice(GUARD);
+            for (number, index) in body.indices.iter().enumerate() {
+                push_guard(&mut body.bytes, (number > 0).then_some(index));
+            }
         }
         body
     }
@@ -163,9 +165,16 @@ impl BulkBuilder {
     }
 }
 
-/// The last action of each batch: it never does anything, and keeps the engine from making the index; see the module.
-/// An update of a document that is not there, so that even where the name is an alias nothing comes of it.
-pub const GUARD: &[u8] = b"{\"update\":{\"_id\":\"pg_fanout\",\"require_alias\":true}}\n{\"doc\":{}}\n";
+/// Appends an action that never does anything, and keeps the engine from making the index; see the module. An update of a
+/// document that is not there, so that even where the name is an alias nothing comes of it. `None`: the index in the path.
+fn push_guard(out: &mut Vec<u8>, index: Option<&String>) {
+    out.extend_from_slice(b"{\"update\":{\"_id\":\"pg_fanout\"");
+    if let Some(index) = index {
+        out.extend_from_slice(b",\"_index\":");
+        push_json_string(out, index);
+    }
+    out.extend_from_slice(b",\"require_alias\":true}}\n{\"doc\":{}}\n");
+}
 
 /// Why an engine would refuse the whole request for this action.
 fn refusal(id: &str, version: u64) -> Option<&'static str> {
@@ -284,7 +293,7 @@ impl BulkBody {
         &self.bytes
     }
 
-    /// Number of actions that are not refused here. The reply has an item for each of them, and one for the guard.
+    /// Number of actions that are not refused here. The reply has an item for each of them, and one for each guard.
     fn sent(&self) -> usize {
         self.entries.len() - self.refused
     }
@@ -353,7 +362,7 @@ enum Item<'a> {
     Index(Action<'a>),
     #[serde(borrow)]
     Delete(Action<'a>),
-    /// The guard: what became of it says nothing.
+    /// A guard: what became of it says nothing.
     Update(IgnoredAny),
 }
 
@@ -412,8 +421,10 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
         Error::new(ErrorKind::Protocol, "the reply to a bulk request is not understood").with_source(error)
     })?;
     let mut items = response.items;
-    if body.sent() > 0 && matches!(items.last(), Some(Item::Update(_))) {
-        items.pop();
+    for _ in &body.indices {
+        if matches!(items.last(), Some(Item::Update(_))) {
+            items.pop();
+        }
     }
     if items.len() != body.sent() {
         return Err(Error::new(
@@ -500,11 +511,13 @@ mod tests {
     use super::*;
 
     fn lines(body: &BulkBody) -> Vec<Value> {
-        let text = body.as_bytes().strip_suffix(GUARD).unwrap_or_default();
-        assert_eq!(text.is_empty(), body.as_bytes().is_empty());
+        let text = body.as_bytes();
+        assert!(text.is_empty() || text.ends_with(b"\"require_alias\":true}}\n{\"doc\":{}}\n"));
         text.split(|&byte| byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice(line).unwrap())
+            // The guards come last.
+            .take_while(|line: &Value| line.get("update").is_none())
             .collect()
     }
 
@@ -678,6 +691,17 @@ mod tests {
             assert_eq!(reply(items).unwrap_err().kind(), ErrorKind::Protocol, "{items:?}");
         }
         assert!(BulkBuilder::new("i").finish().as_bytes().is_empty());
+        // One for each index, since an engine decides for each of them.
+        let mut builder = BulkBuilder::new("i");
+        builder.push_delete(0, "a", 1);
+        builder.set_index("j");
+        builder.push_delete(1, "b", 1);
+        let body = builder.finish();
+        let text = std::str::from_utf8(body.as_bytes()).unwrap();
+        assert!(text.contains(r#"{"update":{"_id":"pg_fanout","require_alias":true}}"#), "{text}");
+        assert!(text.contains(r#"{"update":{"_id":"pg_fanout","_index":"j","require_alias":true}}"#), "{text}");
+        let items = [deleted, r#"{"delete":{"_id":"b","status":404}}"#, guard, guard].join(",");
+        assert_eq!(parse_bulk_response(format!("{{\"items\":[{items}]}}").as_bytes(), &body).unwrap().len(), 2);
     }
 
     #[test]
