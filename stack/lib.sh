@@ -110,6 +110,10 @@ choose_port() {
     local port tries=0 first=$2
     if [ "$STACK_DIR" != "$default_dir" ]; then first=$(($2 + 40 * (1 + ${stack_name#stack-} % 20))); fi
     port=$(port_of "$1")
+    if [ -n "$port" ]; then
+        # A process that was killed is a zombie, and its port still taken, while the last of its threads end.
+        for _ in $(seq 100); do listening "$port" || break; sleep 0.1; done
+    fi
     port=${port:-$first}
     while listening "$port" || grep -q "=$port\$" <(grep -v "^$1=" "$STACK_DIR/ports" 2>/dev/null); do
         port=$((port + 10)) tries=$((tries + 1))
