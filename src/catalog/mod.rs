@@ -177,6 +177,11 @@ impl Sync {
     pub fn concrete_index(&self) -> String {
         format!("{}-fanout-{}", self.target, self.generation)
     }
+
+    /// What the name of an index ends in, where there is one a period. None if it is none of this generation.
+    pub fn suffix<'a>(&self, index: &'a str) -> Option<&'a str> {
+        index.strip_prefix(&self.concrete_index())?.strip_prefix('-')
+    }
 }
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \

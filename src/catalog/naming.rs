@@ -37,6 +37,9 @@ pub fn index_name_problem(name: &str) -> Option<String> {
     if name == delivery::ownership::CONTROL_INDEX {
         return Some("pg_fanout keeps its own notes in the index of that name".to_owned());
     }
+    if ends_as_ours(name) {
+        return Some("pg_fanout itself calls what is behind an alias so".to_owned());
+    }
     if name.starts_with(['-', '_', '+']) {
         return Some("it must not begin with \"-\", \"_\" or \"+\"".to_owned());
     }
@@ -50,6 +53,12 @@ pub fn index_name_problem(name: &str) -> Option<String> {
         return Some("it must be in lower case".to_owned());
     }
     None
+}
+
+/// Whether it ends as the concrete index, or the alias of all those of a generation, does.
+fn ends_as_ours(name: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.rsplit_once("-fanout-").is_some_and(|(_, generation)| digits(generation))
 }
 
 /// Fails unless engines allow an index of that name.

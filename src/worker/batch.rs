@@ -130,10 +130,7 @@ impl Naming<'_> {
             let place = template.and_then(|template| template.columns().iter().position(|known| known == column));
             texts.push(match (place, &self.templates.period) {
                 (Some(place), _) => values.get(place)?.clone(),
-                (None, Some(period)) if period.column() == column => {
-                    let suffix = called.index?.strip_prefix(&self.sync.concrete_index())?.strip_prefix('-')?;
-                    period.first(suffix)?
-                }
+                (None, Some(period)) if period.column() == column => period.first(self.sync.suffix(called.index?)?)?,
                 (None, _) => return None,
             });
         }
@@ -218,9 +215,14 @@ impl<'a> Encoder<'a> {
             }
             Builder::Redis(redis) => redis.push_set(slot, name, document, ttl),
         }
+        self.measure(document);
+        self.added(slot);
+    }
+
+    /// Counts a document that was read, whether it is in a batch or not.
+    fn measure(&mut self, document: &[u8]) {
         self.bytes += document.len();
         self.documents += 1;
-        self.added(slot);
     }
 
     fn delete(&mut self, slot: Slot, named: &Named) {
@@ -319,7 +321,9 @@ struct Left {
     gone: Vec<Slot>,
     /// Addresses of rows whose documents a deletion in the batch may take along.
     again: Vec<Vec<u8>>,
-    /// Indices that documents wait for.
+    /// Their documents wait for indices,
+    waiting: Vec<Slot>,
+    /// which are these.
     unmade: BTreeSet<String>,
 }
 
@@ -384,7 +388,8 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                     match naming.name(address) {
                         Some(name) if is_there(made, &name) => encoder.put(slot, &name, document),
                         Some(name) => {
-                            left.late.push(slot);
+                            encoder.measure(document);
+                            left.waiting.push(slot);
                             left.unmade.extend(name.index);
                         }
                         None => {}
@@ -439,6 +444,10 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
     match read {
         Ok(((batches, mean), left)) => {
             runner.pending.put_back(&left.late);
+            for slot in left.waiting {
+                // Behind all others: if the index can't be made, these do not come before them each time.
+                runner.pending.retry(slot, None);
+            }
             for address in left.again {
                 runner.pending.mark(&address);
             }
@@ -514,6 +523,7 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
             }
             let Some(name) = naming.name(address) else { return };
             if !is_there(made, &name) {
+                encoder.measure(document);
                 late.push(address.to_vec());
                 unmade.extend(name.index);
             } else if let Some((slot, before)) = pending.claim(address, slice) {

@@ -187,6 +187,7 @@ fn settle(
     let (mut overloaded, mut denied, mut missing, mut passed) = (None, None, false, None);
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let now = Instant::now();
+    let one_of_many = runner.templates.period.is_some();
     for (slot, verdict) in outcomes {
         match verdict {
             Verdict::Done => done.push(slot),
@@ -202,7 +203,9 @@ fn settle(
                 runner.pending.retry(slot, Some(now + Duration::from_millis(delay)));
                 let shortest = overloaded.as_ref().map_or(delay, |&(_, other): &(_, u64)| delay.min(other));
                 overloaded = Some((format!("{}: {reason}", status.unwrap_or(0)), shortest));
-                if matches!(status, Some(401 | 403)) {
+                // One of several indices may be without writes for good, as those of the past are where it is so decided.
+                let blocked_alone = one_of_many && reason.starts_with("cluster_block_exception");
+                if matches!(status, Some(401 | 403)) && !blocked_alone {
                     denied = Some(reason);
                 }
                 shared_add(&runner.slot.retried, 1);

@@ -4,7 +4,7 @@ use super::cycle::{PAGE, Task, Worker, want_phase};
 use super::outcome::fail;
 use super::runner::{HEARTBEAT, Runner, Target};
 use super::transaction::transaction;
-use crate::catalog::{Kind, Phase};
+use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
 use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
@@ -85,12 +85,10 @@ fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
     if runner.templates.period.is_none() {
         return Some(JobKind::EnsureIndex { concrete, alias, body });
     }
-    let prefix = format!("{concrete}-");
-    let noted: BTreeSet<String> =
-        runner.sync.indices.iter().filter(|index| index.starts_with(&prefix)).cloned().collect();
+    let noted = noted(&runner.sync);
     let mut wanted = &noted | &runner.unmade;
     // There before any row is: aliases, and all that is asked by them, need one to lead to.
-    wanted.insert(format!("{prefix}{NONE}"));
+    wanted.insert(format!("{concrete}-{NONE}"));
     let bound = settings::period_indices();
     if !runner.unmade.is_subset(&noted) && wanted.len() > bound {
         runner.unmade.clear();
@@ -105,7 +103,7 @@ fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
         ));
         return None;
     }
-    let indices: Vec<String> = wanted.into_iter().collect();
+    let mut indices: Vec<String> = wanted.into_iter().collect();
     if indices != runner.sync.indices {
         // Before they are made: one that is noted and not there was deleted by somebody, with what was in it.
         let sync = runner.sync.clone();
@@ -121,7 +119,22 @@ fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
             }
         }
     }
+    if runner.sync.phase != Phase::Create {
+        // Those that were made before are there, or were deleted: then they are not made here, but see answered().
+        indices = runner.unmade.iter().cloned().collect();
+    }
     Some(JobKind::EnsurePeriods { generation: concrete, indices, alias, body })
+}
+
+/// The indices of the present generation that are noted.
+fn noted(sync: &Sync) -> BTreeSet<String> {
+    sync.indices.iter().filter(|index| sync.suffix(index).is_some()).cloned().collect()
+}
+
+/// Whether the name of an index is that of a period.
+fn is_of_period(runner: &Runner, index: &str) -> bool {
+    let suffix = runner.sync.suffix(index);
+    runner.templates.period.as_ref().zip(suffix).is_some_and(|(period, suffix)| period.first(suffix).is_some())
 }
 
 /// Whether the mapping would be another now: then the index is to be asked for again, and gets what it lacks before any document
@@ -216,14 +229,28 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
         JobResult::Periods(found) => {
             runner.succeed();
             note_unfit(runner, &found.unfit);
-            let awaited = std::mem::take(&mut runner.unmade);
+            runner.unmade.clear();
+            if let Some(stray) = found.present.iter().find(|index| !is_of_period(runner, index)) {
+                // What is in it would be found twice, and by its name no row would be asked for it.
+                let why = format!(
+                    "the index \"{stray}\" was made for other periods: delete it, or fanout.resync() makes all indices anew"
+                );
+                runner.target = Target::Claimed;
+                runner.block(&why);
+                return;
+            }
+            let gone = &noted(&runner.sync) - &found.present;
             match runner.sync.phase {
                 Phase::Create if found.present == found.made => fill(runner, Phase::Backfill),
                 // Left behind by an earlier life of the same name: what is in it has to be compared.
                 Phase::Create => fill(runner, Phase::Reconcile),
                 Phase::Drop => {}
-                // Deleted behind our back.
-                _ if !found.made.is_subset(&awaited) => want_phase(runner, Phase::Reconcile),
+                _ if !gone.is_empty() => {
+                    // Deleted behind our back. Noted before they are made again: then they look like those that are filled.
+                    want_phase(runner, Phase::Reconcile);
+                    runner.wait_for_indices(gone);
+                    return;
+                }
                 _ => {}
             }
             runner.made = found.present;

@@ -30,6 +30,15 @@ pub(super) enum Named {
     DataStream,
 }
 
+/// Where that goes which others write by an alias.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writes {
+    /// To the index that the alias is pointed at.
+    Here,
+    /// It is refused: of several indices none is more than another, also while there is but one of them.
+    Nowhere,
+}
+
 #[derive(Deserialize)]
 struct Described {
     data_stream: Option<String>,
@@ -87,7 +96,7 @@ impl Engine {
         self.must_be_ours(concrete)?;
         let further = &body["aliases"];
         if alias_is_free || (alias_is_here && further.is_object()) {
-            self.point_alias(alias, &[], &[concrete], further)?;
+            self.point_alias(alias, &[], &[concrete], Writes::Here, further)?;
         }
         Ok(IndexState::Exists)
     }
@@ -140,9 +149,9 @@ impl Engine {
             }
             _ => return Err(conflict(format!("\"{alias}\" is not an alias"))),
         };
-        let coming = match self.describe(new)? {
-            Named::Alias(indices) => indices.into_keys().collect(),
-            _ => vec![new.to_owned()],
+        let (coming, writes) = match self.describe(new)? {
+            Named::Alias(indices) => (indices.into_keys().collect(), Writes::Nowhere),
+            _ => (vec![new.to_owned()], Writes::Here),
         };
         if holders == coming && !further.is_object() {
             return Ok(());
@@ -150,15 +159,22 @@ impl Engine {
         // What is not refreshed yet would be missing from searches from one moment to the next.
         self.refresh(new)?;
         let leaving: Vec<&str> = holders.iter().filter(|it| !coming.contains(it)).map(String::as_str).collect();
-        self.point_alias(alias, &leaving, &coming.iter().map(String::as_str).collect::<Vec<_>>(), further)
+        self.point_alias(alias, &leaving, &coming.iter().map(String::as_str).collect::<Vec<_>>(), writes, further)
     }
 
-    pub(super) fn point_alias(&self, alias: &str, leaving: &[&str], coming: &[&str], further: &Value) -> Result<()> {
+    pub(super) fn point_alias(
+        &self,
+        alias: &str,
+        leaving: &[&str],
+        coming: &[&str],
+        writes: Writes,
+        further: &Value,
+    ) -> Result<()> {
         let mut actions: Vec<Value> =
             leaving.iter().map(|index| json!({"remove": {"index": index, "alias": alias}})).collect();
         for index in coming {
             let mut add = json!({"index": index, "alias": alias});
-            if let [_] = coming {
+            if writes == Writes::Here {
                 add["is_write_index"] = json!(true);
             }
             actions.push(json!({ "add": add }));

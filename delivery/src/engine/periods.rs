@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::http::{Request, refusal, segment};
-use super::index::{Named, already_exists, check_name, conflict, index_body};
+use super::index::{Named, Writes, already_exists, check_name, conflict, index_body};
 use super::{Engine, Unfit};
 use crate::error::Result;
 
@@ -65,7 +65,7 @@ impl Engine {
             } else if already_exists(&reply) {
                 // Made by us, but somebody took it out of the alias, or put another in its place.
                 self.must_be_ours(index)?;
-                self.point_alias(generation, &[], &[index], &Value::Null)?;
+                self.point_alias(generation, &[], &[index], Writes::Nowhere, &Value::Null)?;
             } else {
                 return Err(refusal(&reply));
             }
@@ -77,7 +77,7 @@ impl Engine {
             .map(String::as_str)
             .collect();
         if is_served && !left_out.is_empty() {
-            self.point_alias(alias, &[], &left_out, further)?;
+            self.point_alias(alias, &[], &left_out, Writes::Nowhere, further)?;
         }
         Ok(Periods { present, made, unfit })
     }

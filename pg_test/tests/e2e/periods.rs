@@ -14,6 +14,11 @@ on_each_engine!(
     a_sync_gets_periods_later_and_others_and_none,
     refused_documents_move_too,
     rows_of_related_tables_find_their_documents,
+    an_index_that_is_gone_is_filled_again_though_another_cannot_be_made,
+    an_index_that_left_the_alias_comes_back,
+    what_is_left_of_other_periods_is_told,
+    rows_that_need_too_many_indices_keep_no_others_waiting,
+    an_index_without_writes_keeps_no_others_waiting,
 );
 
 /// What the name of the index of a row ends in, as SQL says it.
@@ -423,4 +428,117 @@ fn rows_of_related_tables_find_their_documents(world: &mut World, engine: &Engin
         ));
         assert_in_place(world, engine, &sync, MONTH);
     }
+}
+
+fn an_index_that_is_gone_is_filled_again_though_another_cannot_be_made(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    world.db.exec("INSERT INTO orders SELECT n, date '2024-01-03' + n % 50, n FROM generate_series(1, 100) n");
+    let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
+    assert_in_place(world, engine, &sync, MONTH);
+    let concrete = |month: &str| format!("/{}-fanout-1-{month}", world.index_name("orders"));
+    let (gone, taken) = (concrete("2024-01"), concrete("2024-09"));
+    // Nothing is written to the one for which that would be noticed; the name of the other is somebody's.
+    engine.ask("DELETE", &gone, None);
+    engine.ask("PUT", &taken, Some(json!({})));
+    world.db.exec("INSERT INTO orders VALUES (900, '2024-09-01', 1)");
+    eventually("the sync is blocked", Duration::from_secs(20), || world.status(&sync, "state") == "blocked");
+    engine.ask("DELETE", &taken, None);
+    eventually("it is tried again", Duration::from_secs(30), || world.status(&sync, "state") == "live");
+    assert_in_place(world, engine, &sync, MONTH);
+}
+
+fn an_index_that_left_the_alias_comes_back(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
+    assert_in_place(world, engine, &sync, MONTH);
+    // The alias moves to the one index that there is.
+    world.db.exec(&format!("SELECT fanout.resync('{sync}')"));
+    eventually("the resync is over", Duration::from_secs(20), || indices(world, engine) == set(["2-none"]));
+    world.db.exec("INSERT INTO orders SELECT n, date '2024-01-03' + n % 50, n FROM generate_series(1, 100) n");
+    assert_in_place(world, engine, &sync, MONTH);
+    let alias = world.index_name("orders");
+    for month in ["2024-01", "2024-02"] {
+        for alias in [alias.clone(), format!("{alias}-fanout-2")] {
+            let remove = json!({"index": format!("{}-fanout-2-{month}", world.index_name("orders")), "alias": alias});
+            engine.ask("POST", "/_aliases", Some(json!({"actions": [{ "remove": remove }]})));
+        }
+        world.db.exec(END_WORKER);
+        eventually("it is behind the alias again", Duration::from_secs(30), || {
+            found(world, engine).len() == 100 && world.status(&sync, "state") == "live"
+        });
+    }
+    assert_in_place(world, engine, &sync, MONTH);
+    let aliases = engine.ask("GET", &format!("/{alias}/_alias"), None);
+    assert!(!aliases.to_string().contains("is_write_index"), "{aliases}");
+    // By the alias of a generation nothing else is served.
+    let (server, taken) = (engine.server, format!("{alias}-fanout-2"));
+    let refusal =
+        world.db.refusal(&format!("SELECT fanout.index_table('orders', '{server}', name => 'b', index => '{taken}')"));
+    assert_eq!(refusal.code, "42602", "{refusal}");
+}
+
+fn what_is_left_of_other_periods_is_told(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    world.db.exec("INSERT INTO orders SELECT n, date '2024-01-03' + n % 50, n FROM generate_series(1, 100) n");
+    let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
+    assert_in_place(world, engine, &sync, MONTH);
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}')"));
+    let year = "to_char(placed_at AT TIME ZONE 'UTC', 'YYYY')";
+    let sync = world.index_table("orders", engine, ", period => '${placed_at:year}'");
+    eventually("the sync is blocked", Duration::from_secs(20), || world.status(&sync, "state") == "blocked");
+    let told = world.status(&sync, "last_error");
+    assert!(told.contains("-fanout-1-2024-01\"") && told.contains("fanout.resync()"), "{told}");
+    world.db.exec(&format!("SELECT fanout.resync('{sync}')"));
+    eventually("the others are gone", Duration::from_secs(20), || indices(world, engine) == set(["2-2024", "2-none"]));
+    assert_in_place(world, engine, &sync, year);
+}
+
+fn rows_that_need_too_many_indices_keep_no_others_waiting(world: &mut World, engine: &Engine) {
+    world.db.exec("ALTER SYSTEM SET fanout.period_indices = 2");
+    world.db.exec("SELECT pg_reload_conf()");
+    let bounded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        world.db.exec(ORDERS);
+        world.db.exec("INSERT INTO orders VALUES (1, '2024-01-01', 1)");
+        let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
+        assert_in_place(world, engine, &sync, MONTH);
+        world.db.exec(END_WORKER);
+        world.db.exec("INSERT INTO orders SELECT n, '2024-03-01', 1 FROM generate_series(1001, 1200) n");
+        eventually("the sync is blocked", Duration::from_secs(20), || world.status(&sync, "state") == "blocked");
+        world.db.exec("UPDATE orders SET total = 2 WHERE id = 1");
+        let concrete = format!("{}-fanout-1-2024-01", world.index_name("orders"));
+        eventually("the other is delivered", Duration::from_secs(50), || {
+            engine.document(&concrete, "1").is_some_and(|document| document["total"] == 2)
+        });
+        assert_eq!(world.status(&sync, "state"), "blocked");
+    }));
+    world.db.exec("ALTER SYSTEM RESET fanout.period_indices");
+    world.db.exec("SELECT pg_reload_conf()");
+    if let Err(panic) = bounded {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn an_index_without_writes_keeps_no_others_waiting(world: &mut World, engine: &Engine) {
+    world.db.exec(ORDERS);
+    world.db.exec("INSERT INTO orders VALUES (1, '2024-01-01', 1), (2, '2024-02-01', 1)");
+    let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
+    assert_in_place(world, engine, &sync, MONTH);
+    let alias = world.index_name("orders");
+    let concrete = |month: &str| format!("{alias}-fanout-1-{month}");
+    let block = json!({"index.blocks.write": true});
+    engine.ask("PUT", &format!("/{}/_settings", concrete("2024-01")), Some(block));
+    world.db.exec("UPDATE orders SET total = 2 WHERE id = 1");
+    eventually("it is refused", Duration::from_secs(20), || {
+        world.status(&sync, "last_error").contains("cluster_block_exception")
+    });
+    for total in 2..5 {
+        world.db.exec(&format!("UPDATE orders SET total = {total} WHERE id = 2"));
+        eventually("the other is delivered", Duration::from_secs(5), || {
+            engine.document(&concrete("2024-02"), "2").is_some_and(|document| document["total"] == total)
+        });
+    }
+    eventually("the one waits", Duration::from_secs(5), || world.status(&sync, "pending") == "1");
+    let block = json!({"index.blocks.write": null});
+    engine.ask("PUT", &format!("/{}/_settings", concrete("2024-01")), Some(block));
+    assert_in_place(world, engine, &sync, MONTH);
 }
