@@ -144,7 +144,7 @@ pub fn one_of(argument: &str, value: Option<String>, valid: &[&str]) -> String {
 /// What both functions check before they lock anything.
 fn wanted(kind: Kind, source: Option<Regclass>, server: Option<String>, name: Option<String>) -> Wanted {
     require_preloaded();
-    check_encoding();
+    require_utf8("be the source of a sync");
     let wanted = Wanted { kind, source: not_null("source", source).0, server: not_null("server", server), name };
     if let Some(name) = &wanted.name
         && let Err(refusal) = check_sync_name(name)
@@ -168,21 +168,18 @@ pub fn fits(kind: Kind, server: &str, users: &[pg_sys::Oid]) {
     }
 }
 
-/// Targets take UTF-8. A database with encoding SQL_ASCII may hold that, and its rows that are not are told one by one.
-fn check_encoding() {
+/// Targets take and give UTF-8. A database with encoding SQL_ASCII may hold that, and its rows that are not are told one by one.
+pub fn require_utf8(what: &str) {
     // SAFETY: reads values of this backend; the name is a static C string.
     let (encoding, name) = unsafe {
         let encoding = pg_sys::GetDatabaseEncoding();
         (encoding, std::ffi::CStr::from_ptr(pg_sys::GetDatabaseEncodingName()).to_string_lossy())
     };
     if ![pg_sys::pg_enc::PG_UTF8, pg_sys::pg_enc::PG_SQL_ASCII].iter().any(|&known| known as i32 == encoding) {
-        failure(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            format!("a database with encoding {name} can't be the source of a sync"),
-        )
-        .detail("Documents are UTF-8, and are not converted.")
-        .hint("Move it to a database with ENCODING 'UTF8': pg_dump and pg_restore convert it.")
-        .raise();
+        failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("a database with encoding {name} can't {what}"))
+            .detail("Documents are UTF-8, and are not converted.")
+            .hint("Move it to a database with ENCODING 'UTF8': pg_dump and pg_restore convert it.")
+            .raise();
     }
 }
 

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use super::clients::ClientKey;
 use super::helper::Caches;
 use super::{Asked, raise};
+use crate::catalog::declare::require_utf8;
 use crate::error::{Failure, failure};
 
 /// A search engine that the caller may use.
@@ -32,6 +33,7 @@ pub struct CacheTarget {
 }
 
 fn resolve(server: &str) -> (ClientKey, ServerConfig) {
+    require_utf8("ask a target");
     // SAFETY: reads the identity that this statement runs under.
     let user = unsafe { pg_sys::GetUserId() };
     resolve_as(server, user).unwrap_or_else(|failure| failure.raise())

@@ -61,9 +61,15 @@ fn an_encoding_that_is_not_utf8_is_refused() {
     let mut world = World::new("latin1");
     let (name, mut db) = database(&mut world, "LATIN1");
     db.exec("CREATE TABLE word (id int PRIMARY KEY)");
-    let refusal = db.refusal("SELECT fanout.index_table('word', server => 'search')");
-    assert_eq!(refusal.code, "0A000", "{refusal}");
-    assert!(refusal.message.contains("LATIN1"), "{refusal}");
+    for call in [
+        "SELECT fanout.index_table('word', server => 'search')",
+        "SELECT * FROM es_search_index('search', 'word')",
+        "SELECT redis_get('cache', 'word')",
+    ] {
+        let refusal = db.refusal(call);
+        assert_eq!(refusal.code, "0A000", "{call}: {refusal}");
+        assert!(refusal.message.contains("LATIN1"), "{call}: {refusal}");
+    }
     drop(db);
     Session::connect("postgres").exec(&format!("DROP DATABASE {name} WITH (FORCE)"));
 }
