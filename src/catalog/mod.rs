@@ -175,7 +175,12 @@ impl Sync {
 
     /// The concrete index behind the alias `target`; with one index a period an alias of its own for all of them.
     pub fn concrete_index(&self) -> String {
-        format!("{}-fanout-{}", self.target, self.generation)
+        self.index_of(self.generation)
+    }
+
+    /// The concrete index of a generation.
+    pub fn index_of(&self, generation: i32) -> String {
+        format!("{}-fanout-{generation}", self.target)
     }
 
     /// What the name of an index ends in, where there is one a period. None if it is none of this generation.

@@ -68,7 +68,7 @@ pub enum Task {
     SwapAlias(i32),
     /// Nothing depends on its outcome.
     Farewell,
-    /// The target, or a page of it, is being removed; the cursor of the next page.
+    /// The target, or a part of it, is being removed; what comes next: the cursor of a page, or the generation of an index.
     Drop(Option<String>),
     /// The control document of a target that was removed.
     Release,

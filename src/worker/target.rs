@@ -260,8 +260,7 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             ready(runner);
             if let Task::SwapAlias(generation) = *task {
                 // Those before are of no use any more; more than one if a resync was asked for during another.
-                let target = &runner.sync.target;
-                runner.outdated = (1..generation).map(|old| format!("{target}-fanout-{old}")).collect();
+                runner.outdated = (1..generation).map(|old| runner.sync.index_of(old)).collect();
             }
         }
         _ => {}
@@ -276,7 +275,7 @@ fn serve(worker: &mut Worker, id: i32) {
         return ready(runner);
     }
     let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
-    let old = format!("{}-fanout-{}", runner.sync.target, generation - 1);
+    let old = runner.sync.index_of(generation - 1);
     let further = runner.sync.options["aliases"].clone();
     let kind = JobKind::SwapAlias { alias, old: Some(old), new, further };
     if worker.send(id, Task::SwapAlias(generation), kind).is_err()
@@ -293,20 +292,27 @@ pub fn remove(worker: &mut Worker, id: i32) -> bool {
     if runner.batches > 0 || matches!(runner.target, Target::Asked) {
         return false;
     }
-    let kind = match runner.sync.kind {
-        Kind::Index => JobKind::DeleteIndex { concrete: runner.sync.concrete_index() },
+    let (next, kind) = match runner.sync.kind {
+        Kind::Index => generation(&runner.sync, runner.sync.generation),
         Kind::Cache => {
             let glob = runner.templates.glob();
-            JobKind::ScanKeys { glob, cursor: None, count: PAGE }
+            (None, JobKind::ScanKeys { glob, cursor: None, count: PAGE })
         }
     };
-    if worker.send(id, Task::Drop(None), kind).is_err() {
+    if worker.send(id, Task::Drop(next), kind).is_err() {
         return false;
     }
     if let Some(runner) = worker.runners.get_mut(&id) {
         runner.target = Target::Asked;
     }
     true
+}
+
+/// What removes the index of a generation, and which is to be removed after it: in the middle of a resync it is an older one
+/// that is searched.
+fn generation(sync: &Sync, generation: i32) -> (Option<String>, JobKind) {
+    let older = (generation > 1).then(|| (generation - 1).to_string());
+    (older, JobKind::DeleteIndex { concrete: sync.index_of(generation) })
 }
 
 /// The control document of a target that was removed is gone, too.
@@ -356,6 +362,10 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
             let glob = runner.templates.glob();
             let cursor = next.and_then(|cursor| cursor.parse().ok());
             (Task::Drop(None), JobKind::ScanKeys { glob, cursor, count: PAGE })
+        }
+        Ok(JobResult::Done) if let Some(older) = next.as_deref().and_then(|older| older.parse().ok()) => {
+            let (next, kind) = generation(&runner.sync, older);
+            (Task::Drop(next), kind)
         }
         Ok(_) => match runner.ownership.clone() {
             // The control document goes last: until it is gone the target counts as ours, and so does what is left of it.

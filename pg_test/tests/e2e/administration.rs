@@ -186,6 +186,16 @@ fn drop_sync_takes_the_index_along_if_told_to(world: &mut World, engine: &Engine
     assert_in_step(world, &sync);
     world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
     eventually("the index is removed", Duration::from_secs(20), || !engine.exists(&index));
+    // In the middle of a resync there are two, and it is the old one that is searched.
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    let drop = format!("SELECT fanout.drop_sync('{sync}', drop_target => true)");
+    world.db.exec(&format!("BEGIN; SELECT fanout.resync('{sync}'); SELECT fanout.resync('{sync}'); {drop}; COMMIT"));
+    eventually("the sync is gone", Duration::from_secs(20), || {
+        world.db.value("SELECT count(*) FROM fanout.sync") == "0"
+    });
+    assert_eq!(engine.indices(&format!("{index}-fanout-")), Vec::<String>::new());
+    assert!(!engine.exists(&index));
 }
 
 #[test]
