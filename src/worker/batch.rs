@@ -319,8 +319,8 @@ struct Left {
     moved: Vec<(Slot, Vec<u8>)>,
     /// Nothing is to be deleted: there never was an index.
     gone: Vec<Slot>,
-    /// Addresses of rows whose documents a deletion in the batch may take along.
-    again: Vec<Vec<u8>>,
+    /// Deletions in the batch, and the addresses of rows whose documents they may take along.
+    again: Vec<(Slot, Vec<u8>)>,
     /// Their documents wait for indices,
     waiting: Vec<Slot>,
     /// which are these.
@@ -435,7 +435,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             } else if !is_there(made, &name) {
                 left.gone.push(slot);
             } else {
-                left.again.extend(beside);
+                left.again.extend(beside.into_iter().map(|address| (slot, address)));
                 encoder.delete(slot, &name);
             }
         }
@@ -448,16 +448,13 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                 // Behind all others: if the index can't be made, these do not come before them each time.
                 runner.pending.retry(slot, None);
             }
-            for address in left.again {
-                runner.pending.mark(&address);
+            for (slot, address) in left.again.iter().chain(&left.moved) {
+                // Whoever waits for the one waits for the other.
+                let epoch = runner.pending.epoch(*slot);
+                runner.pending.mark_in_epoch(address, epoch);
             }
             let mut settled = left.gone;
-            for (slot, address) in left.moved {
-                // Whoever waits for the one waits for the other.
-                let epoch = runner.pending.epoch(slot);
-                runner.pending.mark_in_epoch(&address, epoch);
-                settled.push(slot);
-            }
+            settled.extend(left.moved.iter().map(|(slot, _)| *slot));
             if !settled.is_empty() {
                 super::outcome::acknowledge(runner, &settled);
             }
