@@ -312,8 +312,11 @@ impl Worker {
             let delayed = runner.pending.wake_delayed(now);
             let blocked = if runner.is_active() { runner.not_before } else { None };
             let wanted = runner.wanted.map(|_| runner.wanted_at);
-            for at in
-                [delayed, blocked, wanted, runner.scan_at, runner.heirs_at].into_iter().flatten().filter(|&at| at > now)
+            let rested = runner.pending.has_queued().then_some(runner.rests_until);
+            for at in [delayed, blocked, wanted, rested, runner.scan_at, runner.heirs_at]
+                .into_iter()
+                .flatten()
+                .filter(|&at| at > now)
             {
                 until = until.min(at);
             }
@@ -651,7 +654,7 @@ impl Worker {
             if !runner.pending.has_queued() && !runner.pending.has_related() && runner.stored > 0 {
                 refill(runner);
             }
-            let queued = runner.pending.has_queued();
+            let queued = runner.pending.has_queued() && !runner.rests(Instant::now());
             let scanning = runner.scan.is_some() && runner.pending.len() < SCAN_PENDING;
             // Changes first; but where they never end, the scan must end all the same.
             let mut from_scan = scanning && (!queued || runner.since_scan >= CHANGES_FIRST);
@@ -667,7 +670,9 @@ impl Worker {
             let built = if from_scan {
                 batch::from_scan(runner, &mut self.clock)
             } else {
-                batch::from_pending(runner, &mut self.clock)
+                let built = batch::from_pending(runner, &mut self.clock);
+                runner.note_batch(Instant::now());
+                built
             };
             if super::process::sources_altered() {
                 // Altered while it was read: the statements, and the index, are to know its columns first.

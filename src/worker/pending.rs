@@ -110,6 +110,11 @@ impl Pending {
         !self.queue.is_empty()
     }
 
+    /// How many wait to be read.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// True if there are rows of related tables whose documents are to be found.
     pub fn has_related(&self) -> bool {
         !self.related.is_empty()

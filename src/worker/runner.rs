@@ -4,12 +4,14 @@ use super::batch::{Called, Naming};
 use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
+use super::rhythm;
 use super::scan::{Ids, Scan};
 use super::shared::{self, ScanState, SyncSlot, SyncState};
 use super::strikes::{self, Verdict};
-use crate::catalog::{Phase, Sync, Templates};
+use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::{Plans, Related, Source};
 use crate::error::failure;
+use crate::settings;
 use delivery::aimd::{Aimd, Bounds};
 use delivery::backoff::Backoff;
 use delivery::ownership::{Ownership, Sighting};
@@ -104,6 +106,9 @@ pub struct Runner {
     pub mean_bytes: usize,
     /// Batches of changes since the last one of a scan.
     pub since_scan: u32,
+    /// When changes were last read for a batch, and until when the target then rests.
+    pub batched_at: Instant,
+    pub rests_until: Instant,
     /// Rows asked for in the last reading of pending addresses; all of a scan's count as many.
     pub last_read: usize,
     /// Addresses whose row alone took longer than fanout.read_timeout: read apart, when nothing else is to be read.
@@ -178,6 +183,8 @@ impl Runner {
             batch_limit: usize::MAX,
             mean_bytes: 0,
             since_scan: 0,
+            batched_at: Instant::now(),
+            rests_until: Instant::now(),
             last_read: usize::MAX,
             slow: FxHashSet::default(),
             refused_in_a_row: 0,
@@ -211,6 +218,19 @@ impl Runner {
     pub fn render(&self, address: &[u8]) -> Option<String> {
         let (source, _) = self.source.as_ref()?;
         self.naming(source).render(address)
+    }
+
+    /// True if the next changes are left to gather for a moment: nobody waits for them, and they fill no batch.
+    pub fn rests(&self, now: Instant) -> bool {
+        now < self.rests_until && self.waits.is_empty() && self.pending.queued() < settings::batch_documents()
+    }
+
+    /// Changes were read for a batch.
+    pub fn note_batch(&mut self, now: Instant) {
+        if self.sync.kind == Kind::Index {
+            self.rests_until = now + rhythm::pause_of_engine(self.last_read, now - self.batched_at);
+        }
+        self.batched_at = now;
     }
 
     /// How addresses are called in the target.

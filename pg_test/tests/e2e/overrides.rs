@@ -9,6 +9,7 @@ on_each_engine!(
     settings_are_taken,
     further_aliases_follow_the_index,
     documents_are_routed_by_their_columns,
+    a_waiter_finds_documents_whose_routing_changed,
     documents_go_through_a_pipeline,
     what_an_engine_refuses_is_told_in_its_words,
 );
@@ -116,6 +117,16 @@ fn documents_are_routed_by_their_columns(world: &mut World, engine: &Engine) {
     world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
     assert_in_step(world, &sync);
     assert_eq!(world.status(&sync, "dead_letters"), "0");
+}
+
+/// In one shard the deletion by the old routing takes the document along: it is written again, and only then waited for.
+fn a_waiter_finds_documents_whose_routing_changed(world: &mut World, engine: &Engine) {
+    let sync = products(world, engine, ", routing => '${tenant}', settings => '{\"number_of_shards\": 1}'");
+    assert_in_step(world, &sync);
+    for shift in 1..20 {
+        world.db.exec(&format!("UPDATE product SET tenant = 'tenant ' || (id + {shift}) % 7"));
+        assert_in_step(world, &sync);
+    }
 }
 
 fn documents_go_through_a_pipeline(world: &mut World, engine: &Engine) {
