@@ -51,8 +51,7 @@ fn on_first_bulk(fault: impl Fn(&Request) -> Fault + Send + 'static) -> impl FnM
 
 fn items_of_one_reply_are_told_apart(world: &mut World, engine: &Engine) {
     let (proxies, sync) = twenty(world, engine);
-    let kinds =
-        [Item::Busy, Item::Malformed, Item::NoIndex, Item::Conflict(now_us() + 3_600_000_000), Item::Unavailable];
+    let kinds = [Item::Busy, Item::Malformed, Item::Conflict(now_us() + 3_600_000_000), Item::Unavailable];
     let refused: BTreeMap<usize, Item> =
         kinds.into_iter().enumerate().map(|(place, item)| (2 * place + 1, item)).collect();
     proxies.of(engine).plan(on_first_bulk(move |_| Fault::Items(refused.clone())));
@@ -62,11 +61,14 @@ fn items_of_one_reply_are_told_apart(world: &mut World, engine: &Engine) {
     });
     let letter = world.db.rows(&format!("SELECT id, status, reason FROM fanout.dead_letters WHERE sync = '{sync}'"));
     assert_eq!(letter[0][1].as_deref(), Some("400"));
-    // An index that is said to be missing is filled again, and then the malformed one may arrive as well.
     eventually("all others arrive", Duration::from_secs(60), || differences(world, &sync).len() <= 1);
     world.db.exec(&format!("SELECT fanout.retry('{sync}')"));
     assert_in_step(world, &sync);
     assert_eq!(world.status(&sync, "dead_letters"), "0");
+    // An index that is said to be missing is filled again: by itself, for that would bring the malformed one, too.
+    proxies.of(engine).plan(on_first_bulk(|_| Fault::Items(BTreeMap::from([(5, Item::NoIndex)]))));
+    world.db.exec("UPDATE product SET name = 'missing'");
+    in_step_again(world, &sync);
     // What came from a version ahead of ours: later changes are above it.
     world.db.exec("UPDATE product SET name = 'later'");
     assert_in_step(world, &sync);
