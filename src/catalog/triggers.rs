@@ -154,19 +154,16 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
         ours(Spi::connect(|client| -> Result<Vec<Found>, pgrx::spi::Error> {
             client
                 .select(
-                    "WITH RECURSIVE tree(relid) AS (
-                         SELECT $1::pg_catalog.oid
+                    &format!(
+                        "WITH RECURSIVE tree(relid) AS (
+                         SELECT $3::pg_catalog.oid
                          UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.relid)
                      SELECT t.tgrelid, t.tgrelid::pg_catalog.regclass::text, t.tgname::text, t.tgenabled::text,
                          (t.tgtype & 1) = 1
-                     FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid
-                     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-                     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-                     WHERE n.nspname = 'fanout' AND p.proname = 'capture'
-                       AND t.tgargs = pg_catalog.convert_to($2, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
-                           || coalesce(pg_catalog.convert_to($3, 'UTF8') || '\\x00'::pg_catalog.bytea, '')",
+                     FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.relid WHERE {CAPTURES}"
+                    ),
                     None,
-                    &[table.oid.into(), sync.into(), relation.map(|relation| relation.to_string()).into()],
+                    &[sync.into(), relation.map(|relation| relation.to_string()).into(), table.oid.into()],
                 )?
                 .map(|known| {
                     Ok(Found {
@@ -201,6 +198,13 @@ fn health(table: &Table, sync: &str, relation: Option<i32>) -> Vec<String> {
     wrong
 }
 
+/// Condition on a trigger `t`: it calls `fanout.capture` with the name of the sync $1, and the number of the relation $2.
+const CAPTURES: &str = "t.tgfoid IN (
+        SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'fanout' AND p.proname = 'capture')
+    AND t.tgargs = pg_catalog.convert_to($1, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
+        || coalesce(pg_catalog.convert_to($2, 'UTF8') || '\\x00'::pg_catalog.bytea, '')";
+
 /// A trigger of a sync, or of a relation of it, that is no clone of another.
 struct Placed {
     table: pg_sys::Oid,
@@ -214,13 +218,10 @@ fn placed(sync: &str, relation: Option<i32>) -> Vec<Placed> {
         ours(Spi::connect(|client| -> Result<Vec<Placed>, pgrx::spi::Error> {
             client
                 .select(
-                    "SELECT t.tgrelid, t.tgname::text FROM pg_catalog.pg_trigger t
-                     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-                     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-                     WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND n.nspname = 'fanout' AND p.proname = 'capture'
-                       AND t.tgargs = pg_catalog.convert_to($1, pg_catalog.getdatabaseencoding()) || '\\x00'::pg_catalog.bytea
-                           || coalesce(pg_catalog.convert_to($2, 'UTF8') || '\\x00'::pg_catalog.bytea, '')
-                     ORDER BY t.tgrelid",
+                    &format!(
+                        "SELECT t.tgrelid, t.tgname::text FROM pg_catalog.pg_trigger t
+                         WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND {CAPTURES} ORDER BY t.tgrelid"
+                    ),
                     None,
                     &[sync.into(), relation.map(|relation| relation.to_string()).into()],
                 )?

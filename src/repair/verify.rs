@@ -507,15 +507,9 @@ fn reached(sync: i32, ticket: u64) -> bool {
     let Some(database) = shared::database() else { return false };
     let began = Instant::now();
     loop {
-        if let Some(slot) = shared::sync_slot(sync, true) {
-            if slot.done() >= ticket {
-                database.stop_waiting();
-                return true;
-            }
-            if slot.wanted() < ticket {
-                slot.want(ticket);
-                shared::wake_worker();
-            }
+        if shared::sync_slot(sync, true).is_some_and(|slot| slot.reached(ticket)) {
+            database.stop_waiting();
+            return true;
         }
         let Some(left) = LOOK.checked_sub(began.elapsed()) else { break };
         database.sleep_as_waiter(left.as_millis() as i64);

@@ -50,14 +50,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
     let ticket = shared::ticket();
     loop {
         let slot = shared::sync_slot(sync.id, true);
-        if let Some(slot) = slot {
-            if slot.done() >= ticket {
-                break;
-            }
-            if slot.wanted() < ticket {
-                slot.want(ticket);
-                shared::wake_worker();
-            }
+        if slot.is_some_and(|slot| slot.reached(ticket)) {
+            break;
         }
         let now = catalog::get(name);
         let stuck = if now.identity != catalog::identity() {

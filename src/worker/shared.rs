@@ -606,6 +606,16 @@ impl SyncSlot {
         })
     }
 
+    /// True if all that a ticket stands for is delivered; else the worker is asked for it.
+    pub fn reached(&self, ticket: u64) -> bool {
+        let done = self.done() >= ticket;
+        if !done && self.wanted() < ticket {
+            self.want(ticket);
+            wake_worker();
+        }
+        done
+    }
+
     /// Asks that all that was committed before the ticket was drawn be delivered and searchable. May be said again: a slot
     /// that was freed and taken anew meanwhile has forgotten it.
     pub fn want(&self, ticket: u64) {
