@@ -328,13 +328,13 @@ struct Left {
 }
 
 /// The addresses to read next. One that is known to be slow waits for all others, and is read alone.
-fn apart(pending: &mut Pending, slow: &FxHashSet<Vec<u8>>, limit: usize) -> Vec<Slot> {
+fn apart(pending: &mut Pending, slow: &FxHashMap<Vec<u8>, u32>, limit: usize) -> Vec<Slot> {
     let slots = pending.take(limit);
     if slow.is_empty() {
         return slots;
     }
     let (mut late, mut prompt): (Vec<Slot>, Vec<Slot>) =
-        slots.into_iter().partition(|&slot| slow.contains(pending.address(slot)));
+        slots.into_iter().partition(|&slot| slow.contains_key(pending.address(slot)));
     if prompt.is_empty() && !late.is_empty() {
         prompt.push(late.remove(0));
     }

@@ -729,7 +729,7 @@ impl Worker {
                 } else if scanned {
                     runner.back_off(&format!("rows cannot be read now: {failed}"));
                 } else {
-                    outcome::set_apart(runner);
+                    outcome::set_apart(self, id, failed);
                 }
             }
             Class::Transient => {

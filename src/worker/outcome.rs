@@ -24,6 +24,9 @@ const ITEM_RETRY: (u64, u64) = (50, 10_000);
 /// Seconds before a row is tried again that could not be read, though it may be another time.
 const SLOW_RETRY: (u64, u64) = (1, 300);
 
+/// So often is a row read alone before it is held against it that an extension fails for it: for 15 seconds.
+const READINGS: u32 = 5;
+
 /// How long, in milliseconds, other documents wait at most when all of a batch were asked for patience.
 const PAUSE: u64 = 1000;
 
@@ -275,7 +278,7 @@ pub fn acknowledge(runner: &mut Runner, slots: &[Slot]) {
     for &slot in slots {
         let acknowledged = runner.pending.acknowledge(slot);
         if let Some(address) = acknowledged.stored {
-            unstored.push(address.into_vec());
+            unstored.push(address);
         }
         if let (Some(slice), Some(scan)) = (acknowledged.slice, &mut runner.scan) {
             scan.acknowledged(slice);
@@ -412,18 +415,25 @@ pub fn unreadable(worker: &mut Worker, id: i32, failed: &Failed) {
 }
 
 /// One row alone takes longer to read than fanout.read_timeout, or cannot be read now: tried again, less and less often, and
-/// the others go on.
-pub fn set_apart(runner: &mut Runner) {
-    let slots = runner.pending.take(1);
-    if slots.is_empty() {
-        runner.back_off("rows cannot be read now, or not within fanout.read_timeout");
-    }
-    for slot in slots {
-        let delay = (SLOW_RETRY.0 << runner.pending.attempts(slot).min(10)).min(SLOW_RETRY.1);
-        runner.slow.insert(runner.pending.address(slot).to_vec());
-        runner.pending.retry(slot, Some(Instant::now() + Duration::from_secs(delay)));
-    }
+/// the others go on. One that fails each time in a way that PostgreSQL has no code for becomes a dead letter in the end; one that
+/// takes too long does not, as that may be for a lock.
+pub fn set_apart(worker: &mut Worker, id: i32, failed: &Failed) {
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
     runner.batch_limit = usize::MAX;
+    let Some(slot) = runner.pending.take(1).pop() else {
+        runner.back_off("rows cannot be read now, or not within fanout.read_timeout");
+        return;
+    };
+    let address = runner.pending.address(slot).to_vec();
+    let attempts = runner.slow.entry(address.clone()).or_default();
+    *attempts += 1;
+    if *attempts >= READINGS && !failed.is_timeout() {
+        runner.slow.remove(&address);
+        reject(worker, id, vec![(slot, None, format!("the row cannot be read, as of {READINGS} attempts: {failed}"))]);
+        return;
+    }
+    let delay = (SLOW_RETRY.0 << (*attempts - 1).min(10)).min(SLOW_RETRY.1);
+    runner.pending.retry(slot, Some(Instant::now() + Duration::from_secs(delay)));
 }
 
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.

@@ -10,7 +10,8 @@
 use super::question::Place;
 use crate::journal::format::related;
 use hashbrown::HashTable;
-use rustc_hash::FxHasher;
+use rustc_hash::{FxHashMap, FxHasher};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hasher;
 use std::time::Instant;
@@ -26,28 +27,55 @@ enum State {
     Queued,
     /// To be queued at a time that `later` knows.
     Delayed,
-    /// Being read or delivered; `again` is the epoch of a change that came meanwhile.
-    InFlight {
-        again: Option<Epoch>,
-    },
+    /// Being read or delivered.
+    InFlight,
+    /// Being read or delivered, and changed meanwhile: `again` knows in which epoch.
+    InFlightAgain,
 }
 
+impl State {
+    fn in_flight(self) -> bool {
+        matches!(self, Self::InFlight | Self::InFlightAgain)
+    }
+
+    fn waits(self) -> bool {
+        matches!(self, Self::Queued | Self::Delayed)
+    }
+}
+
+/// An address: most fit in here, those of a uuid with its length byte too.
+type Address = SmallVec<[u8; 24]>;
+
+/// There are as many as `fanout.pending_keys` allows, so what few of them have is kept beside.
 struct Entry {
-    address: Box<[u8]>,
-    state: State,
+    address: Address,
     epoch: Epoch,
-    attempts: u32,
+    /// The slice of a scan that this delivery belongs to, or [`NO_SLICE`].
+    slice: u32,
+    state: State,
     /// The address also stands in the table of stored addresses.
     stored: bool,
-    /// The slice of a scan that this delivery belongs to.
-    slice: Option<u32>,
+}
+
+const NO_SLICE: u32 = u32::MAX;
+
+impl Entry {
+    fn slice(&self) -> Option<u32> {
+        (self.slice != NO_SLICE).then_some(self.slice)
+    }
+
+    fn replace_slice(&mut self, slice: Option<u32>) -> Option<u32> {
+        let before = self.slice();
+        self.slice = slice.unwrap_or(NO_SLICE);
+        before
+    }
 }
 
 /// What an acknowledgement says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Acknowledged {
     /// The address has to be removed from the table of stored addresses.
-    pub stored: Option<Box<[u8]>>,
+    pub stored: Option<Vec<u8>>,
     /// The slice of a scan that it belonged to.
     pub slice: Option<u32>,
 }
@@ -61,6 +89,10 @@ pub struct Pending {
     /// Rows of related tables, whose documents are to be found.
     related: VecDeque<Slot>,
     later: BTreeMap<Instant, Vec<Slot>>,
+    /// The epoch of the change that came while an address was on its way.
+    again: FxHashMap<Slot, Epoch>,
+    /// How often deliveries under way were tried before, where that is so.
+    attempts: FxHashMap<Slot, u32>,
     in_flight: usize,
     epoch: Epoch,
     /// Outstanding addresses of each epoch that has any, or is the current one, with the time of its beginning.
@@ -82,6 +114,8 @@ impl Default for Pending {
             queue: VecDeque::new(),
             related: VecDeque::new(),
             later: BTreeMap::new(),
+            again: FxHashMap::default(),
+            attempts: FxHashMap::default(),
             in_flight: 0,
             epoch: 1,
             epochs: VecDeque::from([(1, 0, 0)]),
@@ -135,7 +169,7 @@ impl Pending {
 
     /// How often the delivery under way was tried before.
     pub fn attempts(&self, slot: Slot) -> u32 {
-        self.entries[slot as usize].attempts
+        self.attempts.get(&slot).copied().unwrap_or(0)
     }
 
     fn find(&self, address: &[u8]) -> Option<Slot> {
@@ -143,8 +177,7 @@ impl Pending {
     }
 
     fn insert(&mut self, address: &[u8], state: State) -> Slot {
-        let entry =
-            Entry { address: address.into(), state, epoch: self.epoch, attempts: 0, stored: false, slice: None };
+        let entry = Entry { address: address.into(), epoch: self.epoch, slice: NO_SLICE, state, stored: false };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = entry;
@@ -168,8 +201,9 @@ impl Pending {
             found.remove();
         }
         let entry = &mut self.entries[slot as usize];
-        entry.address = Box::default();
+        entry.address = Address::new();
         entry.state = State::Free;
+        self.attempts.remove(&slot);
         self.free.push(slot);
         if self.is_empty() {
             // A large set was worked off: give its memory back.
@@ -178,6 +212,8 @@ impl Pending {
             self.index = HashTable::new();
             self.queue = VecDeque::new();
             self.related = VecDeque::new();
+            self.again = FxHashMap::default();
+            self.attempts = FxHashMap::default();
         }
     }
 
@@ -211,8 +247,9 @@ impl Pending {
                 let epoch = self.epoch;
                 let entry = &mut self.entries[slot as usize];
                 entry.stored |= stored;
-                if let State::InFlight { again: again @ None } = &mut entry.state {
-                    *again = Some(epoch);
+                if entry.state == State::InFlight {
+                    entry.state = State::InFlightAgain;
+                    self.again.insert(slot, epoch);
                     self.count(epoch, 1);
                 }
             }
@@ -223,11 +260,7 @@ impl Pending {
     pub fn mark_in_epoch(&mut self, address: &[u8], epoch: Epoch) {
         self.mark(address);
         let Some(slot) = self.find(address) else { return };
-        let entry = &mut self.entries[slot as usize];
-        let known = match &mut entry.state {
-            State::InFlight { again: Some(again) } => again,
-            _ => &mut entry.epoch,
-        };
+        let known = self.again.get_mut(&slot).unwrap_or(&mut self.entries[slot as usize].epoch);
         if *known > epoch {
             let before = std::mem::replace(known, epoch);
             self.count(epoch, 1);
@@ -282,7 +315,7 @@ impl Pending {
     /// A queued address is taken. None if it was claimed by a scan or spilled meanwhile: the queue is not searched for it then.
     fn begin(&mut self, slot: Slot) -> Option<Slot> {
         let entry = self.entries.get_mut(slot as usize).filter(|entry| entry.state == State::Queued)?;
-        entry.state = State::InFlight { again: None };
+        entry.state = State::InFlight;
         self.in_flight += 1;
         Some(slot)
     }
@@ -294,21 +327,22 @@ impl Pending {
     pub fn claim(&mut self, address: &[u8], slice: u32) -> Option<(Slot, Option<u32>)> {
         let slot = match self.find(address) {
             None => self.insert(address, State::Queued),
-            Some(slot) if matches!(self.entries[slot as usize].state, State::InFlight { .. }) => {
+            Some(slot) if self.entries[slot as usize].state.in_flight() => {
                 self.mark(address);
                 return None;
             }
             Some(slot) => slot,
         };
-        self.entries[slot as usize].state = State::InFlight { again: None };
-        let before = self.entries[slot as usize].slice.replace(slice);
+        let entry = &mut self.entries[slot as usize];
+        entry.state = State::InFlight;
+        let before = entry.replace_slice(Some(slice));
         self.in_flight += 1;
         Some((slot, before))
     }
 
     /// Takes a claim back: the row was not read after all. The slice is the one that [`Self::claim`] gave.
     pub fn unclaim(&mut self, slot: Slot, slice: Option<u32>) {
-        self.entries[slot as usize].slice = slice;
+        self.entries[slot as usize].replace_slice(slice);
         self.put_back(&[slot]);
     }
 
@@ -317,9 +351,9 @@ impl Pending {
         self.mark(address);
         let Some(slot) = self.find(address) else { return false };
         let entry = &mut self.entries[slot as usize];
-        let free = entry.slice.is_none();
+        let free = entry.slice().is_none();
         if free {
-            entry.slice = Some(slice);
+            entry.slice = slice;
         }
         free
     }
@@ -328,17 +362,19 @@ impl Pending {
     pub fn put_back(&mut self, slots: &[Slot]) {
         for &slot in slots.iter().rev() {
             let entry = &mut self.entries[slot as usize];
-            let State::InFlight { again } = entry.state else { continue };
+            if !entry.state.in_flight() {
+                continue;
+            }
             entry.state = State::Queued;
             self.in_flight -= 1;
             self.queue_of(slot).push_front(slot);
-            self.serve_both(slot, again);
+            self.serve_both(slot);
         }
     }
 
     /// The next reading serves the change that came meanwhile as well: the older of the two epochs waits for it.
-    fn serve_both(&mut self, slot: Slot, again: Option<Epoch>) {
-        if let Some(again) = again {
+    fn serve_both(&mut self, slot: Slot) {
+        if let Some(again) = self.again.remove(&slot) {
             let entry = &mut self.entries[slot as usize];
             let served = entry.epoch.max(again);
             entry.epoch = entry.epoch.min(again);
@@ -351,9 +387,10 @@ impl Pending {
     pub fn mark_in_flight(&mut self) {
         let epoch = self.epoch;
         let mut marked = 0;
-        for entry in &mut self.entries {
-            if let State::InFlight { again: again @ None } = &mut entry.state {
-                *again = Some(epoch);
+        for (slot, entry) in self.entries.iter_mut().enumerate() {
+            if entry.state == State::InFlight {
+                entry.state = State::InFlightAgain;
+                self.again.insert(slot as Slot, epoch);
                 marked += 1;
             }
         }
@@ -370,19 +407,18 @@ impl Pending {
     /// The delivery is over for good: done, or a dead letter.
     pub fn acknowledge(&mut self, slot: Slot) -> Acknowledged {
         let entry = &mut self.entries[slot as usize];
-        let State::InFlight { again } = entry.state else { return Acknowledged::default() };
-        let mut result = Acknowledged { stored: None, slice: entry.slice.take() };
+        if !entry.state.in_flight() {
+            return Acknowledged::default();
+        }
+        let again = self.again.remove(&slot);
+        let mut result = Acknowledged { stored: None, slice: entry.replace_slice(None) };
         let done = std::mem::replace(&mut entry.epoch, again.unwrap_or(0));
         if again.is_some() {
             entry.state = State::Queued;
-            entry.attempts = 0;
+            self.attempts.remove(&slot);
             self.enqueue(slot);
         } else {
-            result.stored = entry.stored.then(|| std::mem::take(&mut entry.address));
-            if let Some(address) = &result.stored {
-                // remove() finds the slot in the index by its address.
-                entry.address = address.clone();
-            }
+            result.stored = entry.stored.then(|| entry.address.to_vec());
             self.remove(slot);
         }
         self.in_flight -= 1;
@@ -393,17 +429,19 @@ impl Pending {
     /// The delivery failed or its outcome is unknown: the row is to be read again, at once or at a time.
     pub fn retry(&mut self, slot: Slot, at: Option<Instant>) -> u32 {
         let entry = &mut self.entries[slot as usize];
-        let State::InFlight { again } = entry.state else { return 0 };
-        entry.attempts += 1;
-        let attempts = entry.attempts;
+        if !entry.state.in_flight() {
+            return 0;
+        }
         entry.state = if at.is_some() { State::Delayed } else { State::Queued };
         self.in_flight -= 1;
         match at {
             Some(at) => self.later.entry(at).or_default().push(slot),
             None => self.enqueue(slot),
         }
-        self.serve_both(slot, again);
-        attempts
+        self.serve_both(slot);
+        let attempts = self.attempts.entry(slot).or_default();
+        *attempts += 1;
+        *attempts
     }
 
     /// Queues what was delayed until `now`; gives when the next one is due.
@@ -430,9 +468,9 @@ impl Pending {
         let mut slices = Vec::new();
         for slot in 0..self.entries.len() {
             let Some(entry) = self.entries.get(slot) else { break };
-            if matches!(entry.state, State::Queued | State::Delayed) {
+            if entry.state.waits() {
                 let epoch = entry.epoch;
-                slices.extend(entry.slice);
+                slices.extend(entry.slice());
                 self.remove(slot as Slot);
                 self.count(epoch, -1);
             }
@@ -445,10 +483,7 @@ impl Pending {
 
     /// The addresses that [`Self::spill`] would take out and that are not stored yet.
     pub fn unstored(&self) -> impl Iterator<Item = &[u8]> {
-        self.entries
-            .iter()
-            .filter(|entry| matches!(entry.state, State::Queued | State::Delayed) && !entry.stored)
-            .map(|entry| &*entry.address)
+        self.entries.iter().filter(|entry| entry.state.waits() && !entry.stored).map(|entry| &*entry.address)
     }
 
     /// Ends the current epoch and begins the next, at time `now`; gives the one that ended.
@@ -472,16 +507,17 @@ impl Pending {
 
     /// Where an address is, after how many failed attempts, and when the epoch began in which it was marked. None: settled.
     pub fn look(&self, address: &[u8]) -> Option<(Place, u32, i64)> {
-        let entry = &self.entries[self.find(address)? as usize];
+        let slot = self.find(address)?;
+        let entry = &self.entries[slot as usize];
         let place = match entry.state {
             State::Free => return None,
             State::Queued => Place::Queued,
             State::Delayed => Place::Delayed,
-            State::InFlight { again: None } => Place::InFlight,
-            State::InFlight { again: Some(_) } => Place::InFlightAgain,
+            State::InFlight => Place::InFlight,
+            State::InFlightAgain => Place::InFlightAgain,
         };
         let began = self.epochs.iter().find(|&&(epoch, ..)| epoch >= entry.epoch).map_or(0, |&(.., began)| began);
-        Some((place, entry.attempts, began))
+        Some((place, self.attempts(slot), began))
     }
 
     /// True if the current epoch has addresses.

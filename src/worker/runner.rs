@@ -111,8 +111,9 @@ pub struct Runner {
     pub rests_until: Instant,
     /// Rows asked for in the last reading of pending addresses; all of a scan's count as many.
     pub last_read: usize,
-    /// Addresses whose row alone took longer than fanout.read_timeout: read apart, when nothing else is to be read.
-    pub slow: FxHashSet<Vec<u8>>,
+    /// Addresses whose row alone took longer than fanout.read_timeout, or failed, and how often: read apart, when nothing else is
+    /// to be read.
+    pub slow: FxHashMap<Vec<u8>, u32>,
     /// Documents that the target refused for good since it took one last.
     pub refused_in_a_row: usize,
     /// Addresses with a dead letter.
@@ -186,7 +187,7 @@ impl Runner {
             batched_at: Instant::now(),
             rests_until: Instant::now(),
             last_read: usize::MAX,
-            slow: FxHashSet::default(),
+            slow: FxHashMap::default(),
             refused_in_a_row: 0,
             dead: FxHashSet::default(),
             delete_instead: FxHashSet::default(),

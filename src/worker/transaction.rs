@@ -28,7 +28,12 @@ impl Failed {
     /// True if one row is enough for it, though it need not be the row's fault: the time for a statement was over, or code
     /// of an extension failed in a way that PostgreSQL has no code for (XX000, as PostGIS says of whatever it cannot do).
     pub fn may_be_a_row(&self) -> bool {
-        matches!(self.sqlstate.as_str(), "57014" | "XX000")
+        self.is_timeout() || self.sqlstate == "XX000"
+    }
+
+    /// True if the statement was cancelled: here, for its time was over.
+    pub fn is_timeout(&self) -> bool {
+        self.sqlstate == "57014"
     }
 
     /// See [`Class`]. Errors are not absence: what is not known to be the data's fault is never held against a row.
