@@ -457,6 +457,44 @@ fn one_owner_at_a_time() {
 }
 
 #[test]
+fn signs_of_life_of_many_targets_are_given_together() {
+    on_each(|engine, _| {
+        let name = unique("many");
+        let mut owned: Vec<_> = (0..510)
+            .map(|n| match engine.claim(&claim(&format!("{name} {n}"), "a", "1")).unwrap() {
+                ClaimOutcome::Owned(ownership) => ownership,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let beat_of = |n: usize| {
+            let source = engine.get(CONTROL_INDEX, &format!("{name} {n}")).unwrap().unwrap().source.unwrap();
+            serde_json::from_str::<serde_json::Value>(source.get()).unwrap()["heartbeat_ms"].as_u64().unwrap()
+        };
+        // One was taken over, one is gone.
+        let mut forced = claim(&format!("{name} 7"), "b", "1");
+        forced.force = true;
+        assert!(matches!(engine.claim(&forced).unwrap(), ClaimOutcome::Owned(_)));
+        engine.release(&owned[9]).unwrap();
+        for _ in 0..2 {
+            let before: Vec<u64> = [0, 8, 509].map(beat_of).to_vec();
+            std::thread::sleep(Duration::from_millis(3));
+            let outcomes = engine.heartbeats(&owned).unwrap();
+            assert_eq!(outcomes.len(), owned.len());
+            for (n, outcome) in outcomes.into_iter().enumerate() {
+                match (n, outcome.unwrap()) {
+                    (7, outcome) => assert_eq!(outcome, Heartbeat::Superseded { by: "b 1".into() }),
+                    (9, outcome) => assert_eq!(outcome, Heartbeat::Superseded { by: String::new() }),
+                    (_, Heartbeat::Kept(kept)) => owned[n] = kept,
+                    (_, other) => panic!("{n}: {other:?}"),
+                }
+            }
+            assert!(before.iter().zip([0, 8, 509]).all(|(&before, n)| before < beat_of(n)));
+        }
+        owned.iter().for_each(|ownership| engine.release(ownership).unwrap());
+    });
+}
+
+#[test]
 fn of_many_that_claim_at_once_one_wins() {
     on_each(|engine, _| {
         let target = unique("race");

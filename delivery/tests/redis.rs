@@ -237,6 +237,44 @@ fn one_owner_at_a_time() {
 }
 
 #[test]
+fn signs_of_life_of_many_targets_are_given_together() {
+    let Some(config) = config() else { return };
+    let name = unique("many");
+    let mut target = RedisTarget::connect(&config).unwrap();
+    let mut owned: Vec<_> = (0..1200)
+        .map(|n| match target.claim(&claim(&format!("{name} {n}"), "a", "1")).unwrap() {
+            ClaimOutcome::Owned(ownership) => ownership,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let key = |n: usize| format!("{CONTROL_KEY_PREFIX}{name} {n}");
+    // One was taken over, one is gone, one is another's text.
+    let mut forced = claim(&format!("{name} 7"), "b", "1");
+    forced.force = true;
+    assert!(matches!(target.claim(&forced).unwrap(), ClaimOutcome::Owned(_)));
+    target.release(&owned[9]).unwrap();
+    target.set(&key(11), b"somebody's", None).unwrap();
+    for _ in 0..2 {
+        let before = [0, 8, 1199].map(|n| target.get(&key(n)).unwrap().unwrap());
+        std::thread::sleep(Duration::from_millis(3));
+        let outcomes = target.heartbeats(&owned).unwrap();
+        assert_eq!(outcomes.len(), owned.len());
+        for (n, outcome) in outcomes.into_iter().enumerate() {
+            match (n, outcome) {
+                (7, outcome) => assert_eq!(outcome.unwrap(), Heartbeat::Superseded { by: "b 1".into() }),
+                (9, outcome) => assert_eq!(outcome.unwrap(), Heartbeat::Superseded { by: String::new() }),
+                (11, outcome) => assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Conflict),
+                (_, Ok(Heartbeat::Kept(kept))) => owned[n] = kept,
+                (_, other) => panic!("{n}: {other:?}"),
+            }
+        }
+        assert!(before.iter().zip([0, 8, 1199]).all(|(before, n)| *before != target.get(&key(n)).unwrap().unwrap()));
+    }
+    assert_eq!(target.get(&key(11)).unwrap().unwrap(), b"somebody's");
+    target.del(&(0..1200).map(key).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+}
+
+#[test]
 fn of_many_that_claim_at_once_one_wins() {
     let Some(config) = config() else { return };
     let name = unique("race");

@@ -3,12 +3,13 @@
 use super::activity;
 use super::batch;
 use super::clock::Clock;
+use super::heartbeat::{self, Beat, HEARTBEAT};
 use super::outcome;
 use super::pace::{Hold, Pace};
 use super::reading::at_risk;
 use super::rhythm;
 use super::rotation::Rotation;
-use super::runner::{HEARTBEAT, Runner};
+use super::runner::Runner;
 use super::scan::{Ids, Scan};
 use super::shape::Shape;
 use super::shared::{self, Database};
@@ -60,8 +61,8 @@ pub enum Task {
     Batch(Vec<super::pending::Slot>),
     /// The target's control document.
     Claim,
-    /// A sign of life.
-    Heartbeat,
+    /// A sign of life, of several syncs of a server.
+    Heartbeat(Vec<Beat>),
     /// The concrete index.
     EnsureIndex,
     /// The alias now points to the index of this generation.
@@ -79,11 +80,13 @@ pub enum Task {
 }
 
 /// The senders of one server as one user.
-struct Channel {
+pub struct Channel {
     server: String,
     owner: pg_sys::Oid,
-    senders: Rc<Senders>,
+    pub senders: Rc<Senders>,
     capacity: usize,
+    /// It is time for a sign of life.
+    pub owes_beat: bool,
 }
 
 /// Everything that the worker of a database holds.
@@ -99,7 +102,9 @@ pub struct Worker {
     reader: Reader,
     payloads: Payloads,
     rotation: Rotation,
-    channels: Vec<Channel>,
+    pub channels: Vec<Channel>,
+    /// When the next sign of life is due.
+    pub beat_due: Instant,
     reports: Receiver<Report>,
     report_sender: Sender<Report>,
     wake: Wake,
@@ -139,6 +144,7 @@ impl Worker {
             payloads: Payloads::default(),
             rotation: Rotation::default(),
             channels: Vec::new(),
+            beat_due: Instant::now() + HEARTBEAT,
             reports,
             report_sender,
             wake,
@@ -264,6 +270,7 @@ impl Worker {
                 }
             }
             super::question::answer(self);
+            heartbeat::tend(self);
             let mut ids: Vec<i32> = self.runners.keys().copied().collect();
             self.turn = (self.turn + 1) % ids.len().max(1);
             ids.rotate_left(self.turn);
@@ -595,7 +602,13 @@ impl Worker {
                 let senders = Rc::new(senders);
                 runner.senders = Some(Rc::clone(&senders));
                 runner.capacity = threads * 2 + 1;
-                self.channels.push(Channel { server: name, owner, senders, capacity: threads * 2 + 1 });
+                self.channels.push(Channel {
+                    server: name,
+                    owner,
+                    senders,
+                    capacity: threads * 2 + 1,
+                    owes_beat: false,
+                });
                 true
             }
             Err(error) => {

@@ -5,6 +5,7 @@ mod batch;
 mod clock;
 mod cycle;
 mod fan_out;
+mod heartbeat;
 mod launcher;
 mod outcome;
 pub mod pace;

@@ -2,6 +2,7 @@
 
 use super::batch::Called;
 use super::cycle::{Task, Worker, want_phase};
+use super::heartbeat;
 use super::pending::Slot;
 use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
@@ -68,6 +69,10 @@ impl From<RedisOutcome> for Verdict {
 /// Takes one report.
 pub fn take(worker: &mut Worker, report: Report) {
     let Some((id, incarnation, task)) = worker.tasks.remove(&report.tag) else { return };
+    if let Task::Heartbeat(beats) = task {
+        // Of more than this sync.
+        return heartbeat::answered(worker, &beats, report.result);
+    }
     let Some(runner) = worker.runners.get(&id) else { return };
     // Answers of a target that is not the present one say nothing of it. Batches and refreshes count all the same: who
     // sent them waits for them.

@@ -24,9 +24,6 @@ use std::time::{Duration, Instant};
 
 /// How long a sync waits before it tries again what a person has to put right.
 pub const BLOCKED_RETRY: Duration = Duration::from_secs(15);
-/// How often the owner of a target says that it is alive.
-pub const HEARTBEAT: Duration = Duration::from_secs(10);
-
 /// How far the sync is with its target.
 pub enum Target {
     /// Nothing was asked of it yet, or all has to be asked again.
@@ -68,7 +65,6 @@ pub struct Runner {
     /// The body that the index was asked for with.
     pub index_body: Option<serde_json::Value>,
     pub sighting: Option<Sighting>,
-    pub heartbeat_due: Option<Instant>,
     pub scan: Option<Scan>,
     /// Number of the scan: what was asked for an earlier one is of no interest to it.
     pub scan_number: u32,
@@ -158,7 +154,6 @@ impl Runner {
             unmade: BTreeSet::new(),
             index_body: None,
             sighting: None,
-            heartbeat_due: None,
             scan: None,
             scan_number: 0,
             pace: Pace::of(&sync.options),

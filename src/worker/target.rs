@@ -1,43 +1,34 @@
-//! Getting a target ready: claim it, make the index, keep saying that we are alive.
+//! Getting a target ready: claim it, make the index.
 
 use super::cycle::{PAGE, Task, Worker, want_phase};
 use super::outcome::fail;
-use super::runner::{HEARTBEAT, Runner, Target};
+use super::runner::{Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
 use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
-use delivery::ownership::{ClaimOutcome, Heartbeat};
+use delivery::ownership::ClaimOutcome;
 use delivery::period::NONE;
 use delivery::sender::{JobKind, JobResult};
 use std::collections::BTreeSet;
-use std::time::Instant;
 
-/// Asks the next thing of a target that is not ready; sends the heartbeat of one that is. True if a job was sent.
+/// Asks the next thing of a target that is not ready. True if a job was sent.
 pub fn tend(worker: &mut Worker, id: i32) -> bool {
     let Some(runner) = worker.runners.get_mut(&id) else { return false };
-    let now = Instant::now();
     if matches!(runner.target, Target::Ready) && mapping_is_old(runner) {
         runner.target = Target::Claimed;
     }
     let (task, kind) = match runner.target {
         Target::Asked => return false,
         Target::Ready => {
-            if let Some(concrete) = runner.outdated.pop() {
-                let kind = JobKind::DeleteIndex { concrete: concrete.clone() };
-                let sent = worker.send(id, Task::Farewell, kind).is_ok();
-                if !sent && let Some(runner) = worker.runners.get_mut(&id) {
-                    runner.outdated.push(concrete);
-                }
-                return sent;
+            let Some(concrete) = runner.outdated.pop() else { return false };
+            let kind = JobKind::DeleteIndex { concrete: concrete.clone() };
+            let sent = worker.send(id, Task::Farewell, kind).is_ok();
+            if !sent && let Some(runner) = worker.runners.get_mut(&id) {
+                runner.outdated.push(concrete);
             }
-            if runner.heartbeat_due.is_none_or(|due| due > now) {
-                return false;
-            }
-            let Some(ownership) = runner.ownership.clone() else { return false };
-            runner.heartbeat_due = Some(now + HEARTBEAT);
-            return worker.send(id, Task::Heartbeat, JobKind::Heartbeat(ownership)).is_ok();
+            return sent;
         }
         Target::Unknown => {
             let Some(runner) = worker.runners.get(&id) else { return false };
@@ -155,8 +146,6 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
         Ok(result) => result,
         Err(error) => {
             match task {
-                // A heartbeat that got lost is no reason to stop: the next one, or a claim, tells.
-                Task::Heartbeat => runner.target = Target::Unknown,
                 Task::EnsureIndex | Task::SwapAlias(_) => {
                     runner.target = Target::Claimed;
                     if matches!(task, Task::EnsureIndex) && error.outcome_unknown() {
@@ -190,7 +179,6 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                 want_phase(runner, Phase::Reconcile);
             }
             runner.sighting = None;
-            runner.heartbeat_due = Some(Instant::now() + HEARTBEAT);
             runner.target = Target::Claimed;
             runner.succeed();
         }
@@ -201,18 +189,6 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                 "the target is fed by another owner ({by}), silent for {} s; fanout.adopt() takes it over",
                 silent_for.as_secs()
             ));
-        }
-        JobResult::Heartbeat(Heartbeat::Kept(ownership)) => {
-            runner.ownership = Some(ownership);
-        }
-        JobResult::Heartbeat(Heartbeat::Superseded { by }) => {
-            runner.ownership = None;
-            runner.target = Target::Unknown;
-            if by.is_empty() {
-                // Nobody took it: the control document is gone, and maybe all the rest with it. Claim it anew.
-                return;
-            }
-            runner.block(&format!("the target was taken over by another owner ({by}); fanout.adopt() takes it back"));
         }
         JobResult::Index(state, unfit) => {
             runner.succeed();

@@ -5,12 +5,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Engine;
-use super::http::{Request, parsed, refusal, refusal_type, segment};
+use super::http::{NDJSON, Request, parsed, refusal, refusal_type, segment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::{CONTROL_INDEX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
 /// Attempts of a claim against others that change the document at the same time.
 const ATTEMPTS: usize = 5;
+
+/// Control documents that are renewed with one request.
+const BEATS: usize = 500;
 
 struct Read {
     control: Control,
@@ -42,10 +45,65 @@ impl Engine {
         Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
     }
 
+    /// Renews ownerships, in one bulk request where nothing has changed behind our back. One outcome for each.
+    pub fn heartbeats(&self, ownerships: &[Ownership]) -> Result<Vec<Result<Heartbeat>>> {
+        let mut outcomes = Vec::with_capacity(ownerships.len());
+        for some in ownerships.chunks(BEATS) {
+            let renewed = self.renew(some)?;
+            outcomes.extend(some.iter().zip(renewed).map(|(ownership, fence)| match fence {
+                Some(fence) => Ok(Heartbeat::Kept(ownership.with_fence(fence))),
+                // Why, a request of its own tells.
+                None => self.heartbeat(ownership),
+            }));
+        }
+        Ok(outcomes)
+    }
+
+    /// The new fences of those control documents that could be written.
+    fn renew(&self, ownerships: &[Ownership]) -> Result<Vec<Option<Fence>>> {
+        #[derive(Deserialize)]
+        struct Reply {
+            items: Vec<Item>,
+        }
+        #[derive(Deserialize)]
+        struct Item {
+            index: Written,
+        }
+        #[derive(Deserialize)]
+        struct Written {
+            status: u16,
+            #[serde(rename = "_seq_no")]
+            seq_no: Option<u64>,
+            #[serde(rename = "_primary_term")]
+            primary_term: Option<u64>,
+        }
+        let mut body = String::new();
+        for ownership in ownerships {
+            let Fence::SeqNo(seq_no, primary_term) = ownership.fence else { return Err(another_kind()) };
+            let action =
+                json!({"index": {"_id": ownership.target, "if_seq_no": seq_no, "if_primary_term": primary_term}});
+            body.push_str(&format!("{action}\n{}\n", Control::renewed(ownership).to_json()));
+        }
+        let path = format!("/{CONTROL_INDEX}/_bulk");
+        let request = Request { content_type: NDJSON, body: body.into(), ..Request::new(Method::POST, &path) };
+        let reply = self.http.ask(&request)?;
+        let reply: Reply = parsed(&reply)?;
+        if reply.items.len() != ownerships.len() {
+            return Err(Error::new(ErrorKind::Protocol, "the reply has not one item for each control document"));
+        }
+        let fence = |Item { index }| match index {
+            Written { status: 200..300, seq_no: Some(seq_no), primary_term: Some(term) } => {
+                Some(Fence::SeqNo(seq_no, term))
+            }
+            _ => None,
+        };
+        Ok(reply.items.into_iter().map(fence).collect())
+    }
+
     /// Renews an ownership.
     pub fn heartbeat(&self, ownership: &Ownership) -> Result<Heartbeat> {
         let Fence::SeqNo(seq_no, primary_term) = ownership.fence else {
-            return Err(Error::new(ErrorKind::TlsOrConfig, "the ownership is that of another kind of target"));
+            return Err(another_kind());
         };
         let control = Control::renewed(ownership);
         let mut expected = (seq_no, primary_term);
@@ -145,6 +203,10 @@ impl Engine {
         let there = reply.status == 400 && refusal_type(&reply) == "resource_already_exists_exception";
         if (200..300).contains(&reply.status) || there { Ok(()) } else { Err(refusal(&reply)) }
     }
+}
+
+fn another_kind() -> Error {
+    Error::new(ErrorKind::TlsOrConfig, "the ownership is that of another kind of target")
 }
 
 pub(super) fn document_path(target: &str) -> String {

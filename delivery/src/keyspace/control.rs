@@ -9,6 +9,9 @@ use crate::ownership::{CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decisio
 /// Attempts against others that change the key at the same time.
 const ATTEMPTS: usize = 5;
 
+/// Control keys that are renewed with one transaction.
+const BEATS: usize = 500;
+
 impl RedisTarget {
     /// Claims a target; see [`crate::ownership`].
     pub fn claim(&mut self, claim: &Claim) -> Result<ClaimOutcome> {
@@ -35,6 +38,55 @@ impl RedisTarget {
             }
         }
         Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+    }
+
+    /// Renews ownerships, in one transaction where nothing has changed behind our back. One outcome for each; see
+    /// [`Self::heartbeat`].
+    pub fn heartbeats(&mut self, ownerships: &[Ownership]) -> Result<Vec<Result<Heartbeat>>> {
+        let mut outcomes = Vec::with_capacity(ownerships.len());
+        for some in ownerships.chunks(BEATS) {
+            let renewed = self.renew(some)?;
+            for (ownership, fence) in some.iter().zip(renewed) {
+                outcomes.push(match fence {
+                    Some(fence) => Ok(Heartbeat::Kept(ownership.with_fence(fence))),
+                    // Why, a transaction of its own tells.
+                    None => self.heartbeat(ownership),
+                });
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// The new fences of those control keys that could be written.
+    fn renew(&mut self, ownerships: &[Ownership]) -> Result<Vec<Option<Fence>>> {
+        let keys: Vec<String> =
+            ownerships.iter().map(|ownership| format!("{CONTROL_KEY_PREFIX}{}", ownership.target)).collect();
+        let mut look = redis::pipe();
+        look.cmd("WATCH").arg(&keys).ignore();
+        for key in &keys {
+            look.cmd("GET").arg(key);
+        }
+        let found: Vec<Option<String>> = self.pipeline(&look)?;
+        let run = self.run_id();
+        let mut write = redis::pipe();
+        write.atomic();
+        let mut fences = Vec::with_capacity(keys.len());
+        for ((ownership, key), text) in ownerships.iter().zip(&keys).zip(found) {
+            let found: Option<Control> = text.and_then(|text| serde_json::from_str(&text).ok());
+            let kept = |found: &Control| found.is_of(ownership) && !found.is_of_another_run(run.as_deref());
+            fences.push(found.filter(kept).map(|_| {
+                let text = Control { server: run.clone(), ..Control::renewed(ownership) }.to_json().to_string();
+                write.cmd("SET").arg(key).arg(&text).ignore();
+                Fence::Text(text)
+            }));
+        }
+        if fences.iter().all(Option::is_none) {
+            self.unwatch()?;
+            return Ok(fences);
+        }
+        // Nil: one of the keys changed since it was looked at, and none was written.
+        let written: Value = self.pipeline(&write)?;
+        Ok(if written == Value::Nil { vec![None; fences.len()] } else { fences })
     }
 
     /// Renews an ownership. A control key that is gone (evicted, flushed, a restart without persistence) is reported as

@@ -100,8 +100,8 @@ pub enum JobKind {
     },
     /// → [`JobResult::Claim`]
     Claim(Claim),
-    /// → [`JobResult::Heartbeat`]
-    Heartbeat(Ownership),
+    /// Of all targets that are fed there. → [`JobResult::Heartbeat`]
+    Heartbeat(Vec<Ownership>),
     /// → [`JobResult::Done`]
     Release(Ownership),
     /// → [`JobResult::Probe`]
@@ -131,8 +131,8 @@ pub enum JobResult {
     Keys(KeyPage),
     /// Of `Claim`.
     Claim(ClaimOutcome),
-    /// Of `Heartbeat`.
-    Heartbeat(Heartbeat),
+    /// Of `Heartbeat`, one for each ownership.
+    Heartbeat(Vec<Result<Heartbeat>>),
     /// Of `Probe`; for Redis without a flavor.
     Probe(EngineInfo),
     /// Of the others.
@@ -377,7 +377,7 @@ fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
             JobResult::Done
         }
         JobKind::Claim(claim) => JobResult::Claim(engine.claim(claim)?),
-        JobKind::Heartbeat(ownership) => JobResult::Heartbeat(engine.heartbeat(ownership)?),
+        JobKind::Heartbeat(ownerships) => JobResult::Heartbeat(engine.heartbeats(ownerships)?),
         JobKind::Release(ownership) => {
             engine.release(ownership)?;
             JobResult::Done
@@ -394,7 +394,7 @@ fn on_redis(redis: &mut RedisTarget, job: &mut JobKind) -> Result<JobResult> {
         JobKind::Redis(batch) => JobResult::Redis(redis.send(batch)?),
         JobKind::ScanKeys { glob, cursor, count } => JobResult::Keys(redis.scan_keys(glob, *cursor, *count)?),
         JobKind::Claim(claim) => JobResult::Claim(redis.claim(claim)?),
-        JobKind::Heartbeat(ownership) => JobResult::Heartbeat(redis.heartbeat(ownership)?),
+        JobKind::Heartbeat(ownerships) => JobResult::Heartbeat(redis.heartbeats(ownerships)?),
         JobKind::Release(ownership) => {
             redis.release(ownership)?;
             JobResult::Done

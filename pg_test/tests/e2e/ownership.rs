@@ -46,3 +46,45 @@ fn an_index_that_another_database_feeds_is_not_taken_over() {
     assert_in_step(&mut world, &sync);
     assert_ne!(rival.status("product", "state"), "live");
 }
+
+/// How long ago, in seconds, each of these control documents was last renewed.
+fn ages(documents: impl Iterator<Item = serde_json::Value>) -> Vec<f64> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as f64;
+    documents.map(|document| (now - document["heartbeat_ms"].as_f64().unwrap()) / 1000.0).collect()
+}
+
+#[test]
+fn every_sync_of_a_server_gives_signs_of_life() {
+    let mut world = World::new("alive");
+    let engine = Engine::opensearch();
+    let mut syncs = Vec::new();
+    for number in 0..40 {
+        world.db.exec(&format!("CREATE TABLE t{number} (id int PRIMARY KEY); INSERT INTO t{number} VALUES (1)"));
+        syncs.push(world.cache_table(&format!("t{number}"), ""));
+        if number < 15 {
+            syncs.push(world.index_table(&format!("t{number}"), &engine, &format!(", name => 'i{number}'")));
+        }
+    }
+    syncs.iter().for_each(|sync| world.wait(sync));
+    // Two beats and a half: each sync, and not one in turn, has given its own.
+    std::thread::sleep(Duration::from_secs(25));
+    let mut keyspace = pg_test::Keyspace::open();
+    let targets = |world: &mut World, kind: &str| -> Vec<String> {
+        let rows = world.db.rows(&format!("SELECT target FROM fanout.sync WHERE kind = '{kind}'"));
+        rows.into_iter().flatten().flatten().collect()
+    };
+    let keys = targets(&mut world, "cache");
+    let ages_of_keys = ages(keys.iter().map(|target| {
+        let text = keyspace.get(&format!("pg_fanout:control:{target}"));
+        serde_json::from_str(&text.unwrap_or_else(|| panic!("no control key of {target}"))).unwrap()
+    }));
+    let indices = targets(&mut world, "index");
+    let ages_of_documents = ages(indices.iter().map(|target| {
+        engine.document("pg_fanout_control", target).unwrap_or_else(|| panic!("no control document of {target}"))
+    }));
+    assert_eq!((ages_of_keys.len(), ages_of_documents.len()), (40, 15));
+    // A beat is due each ten seconds.
+    for age in ages_of_keys.iter().chain(&ages_of_documents) {
+        assert!(*age < 15.0, "{ages_of_keys:?} {ages_of_documents:?}");
+    }
+}
