@@ -404,7 +404,8 @@ impl Worker {
         let found = !self.payloads.is_empty();
         self.poll_pause = rhythm::pause(self.payloads.len(), since);
         self.mark_payloads();
-        for (id, ticket) in wanted {
+        // Who waits, waits for what is left of it, too.
+        for (id, ticket) in wanted.into_iter().filter(|_| whole) {
             if let Some(runner) = self.runners.get_mut(&id) {
                 let epoch = runner.pending.next_epoch(shared::now());
                 runner.waits.push_back((ticket, epoch));

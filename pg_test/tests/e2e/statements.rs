@@ -166,3 +166,22 @@ fn two_hundred_thousand_rows_in_a_statement_are_followed() {
         assert_in_step(&mut world, sync);
     }
 }
+
+#[test]
+fn a_waiter_waits_for_all_of_a_journal_that_is_read_in_parts() {
+    let mut world = World::new("long_journal");
+    // 60 MB of keys: several readings.
+    world.db.exec(
+        "CREATE TABLE wide (id text PRIMARY KEY, n int);
+         INSERT INTO wide SELECT repeat(md5(i::text), 20) || i, 0 FROM generate_series(1, 90000) AS i",
+    );
+    let sync = world.cache_table("wide", "");
+    world.wait(&sync);
+    for round in 1..=2 {
+        world.db.exec(&format!("UPDATE wide SET n = {round}"));
+        world.wait(&sync);
+        let last = format!("{}' || repeat(md5('90000'), 20) || '90000", world.key_prefix("wide"));
+        let held = world.db.value(&format!("SELECT redis_get('cache', '{last}')::json ->> 'n'"));
+        assert_eq!(held, round.to_string());
+    }
+}
