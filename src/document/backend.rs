@@ -33,3 +33,14 @@ pub fn as_worker<T>(sync: &Sync, work: impl FnOnce() -> T) -> T {
         }
     })
 }
+
+/// Runs `work` with a snapshot of this moment; rows are read under that of the statement otherwise, however long ago it began.
+pub fn as_of_now<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: pushed and popped in pairs; an abort pops what was pushed in its (sub)transaction (AtSubAbort_Snapshot).
+    unsafe {
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let result = work();
+        pg_sys::PopActiveSnapshot();
+        result
+    }
+}

@@ -6,6 +6,6 @@ mod read;
 mod source;
 pub mod statements;
 
-pub use backend::{OUTPUT, as_worker};
+pub use backend::{OUTPUT, as_of_now, as_worker};
 pub use read::{Plans, Related, twice};
 pub use source::{Source, Unreadable};

@@ -17,7 +17,7 @@ use crate::catalog::acting::privileged;
 use crate::catalog::admin::not_parked;
 use crate::catalog::declare::not_null;
 use crate::catalog::{self, Kind, Phase, Sync, ours};
-use crate::document::as_worker;
+use crate::document::{as_of_now, as_worker};
 use crate::error::failure;
 use crate::network::{Asked, OwnersTarget, raise};
 use crate::status;
@@ -335,8 +335,9 @@ impl Verification {
         let sync = &subject.sync;
         let names = as_worker(sync, || addresses.iter().map(|address| name(subject, address)).collect());
         let held = self.held(subject, target, names);
-        // Row by row if one of them cannot be read: that one is of no use.
-        let read = |asked: &[&[u8]]| attempt(|| as_worker(sync, || subject.documents(asked)));
+        // Row by row if one of them cannot be read: that one is of no use. The rows as they are after the documents were read: the
+        // step may have waited since it began, and a row of then can be older than its document.
+        let read = |asked: &[&[u8]]| attempt(|| as_of_now(|| as_worker(sync, || subject.documents(asked))));
         let mut unreadable = Vec::new();
         let mut rows = read(addresses).unwrap_or_else(|_| {
             let mut rows = std::collections::HashMap::new();
