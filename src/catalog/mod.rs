@@ -15,6 +15,7 @@ mod regclass;
 mod relation;
 pub mod source;
 pub mod triggers;
+pub mod version;
 
 use crate::error::failure;
 use acting::privileged;

@@ -5,9 +5,10 @@
 //! lets the reader forget a block for good once it is behind the tail and all in it is decided: see `journal::reader`.
 
 use crate::catalog;
+use crate::error::failure;
 use crate::worker::shared;
-use pgrx::pg_sys;
-use std::cell::RefCell;
+use pgrx::{PgSqlErrorCode, pg_sys};
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 
 /// How often a writer follows the current segment before it takes the one it has: any segment is read.
@@ -15,6 +16,8 @@ const FOLLOW: usize = 4;
 
 thread_local! {
     static KNOWN: RefCell<Vec<(u32, pg_sys::Oid)>> = const { RefCell::new(Vec::new()) };
+    /// This session has been told that nothing is delivered.
+    static WARNED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Called for each relcache invalidation.
@@ -45,6 +48,12 @@ pub fn oid(number: u32) -> pg_sys::Oid {
 /// one reads everything. A journal that is gone (DROP EXTENSION) takes its payloads with it: the writer must not fail.
 pub fn write(payloads: &[Vec<u8>]) {
     let database = shared::database();
+    if !shared::preloaded() && !WARNED.replace(true) {
+        failure(PgSqlErrorCode::ERRCODE_WARNING, "pg_fanout is not in shared_preload_libraries")
+            .detail("Changes are captured, and nothing is delivered.")
+            .hint("Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.")
+            .warn();
+    }
     // SAFETY: the relation is open and locked from here to the last use; each tuple is formed for its descriptor; the
     // fence is released on the way out, and by the abort (LWLockReleaseAll) if heap_insert raises.
     unsafe {

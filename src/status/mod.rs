@@ -5,7 +5,7 @@ mod progress;
 mod wait;
 
 use crate::catalog::acting::privileged;
-use crate::catalog::{self, Sync};
+use crate::catalog::{self, Sync, version};
 use crate::error::failure;
 use crate::worker::shared::{self, SyncState, WorkerState};
 use pgrx::prelude::*;
@@ -79,11 +79,12 @@ fn sync_activity() -> TableIterator<
 > {
     let syncs = privileged(catalog::all)
         .unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise());
+    let other_version = version::difference().map(|_| "library of another version".to_owned());
     let rows: Vec<_> = syncs
         .into_iter()
         .filter(may_watch)
         .map(|sync| {
-            let word = state(&sync);
+            let word = other_version.clone().unwrap_or_else(|| state(&sync));
             match shared::sync_slot(sync.id, false) {
                 None => (sync.id, word, None, 0, 0, 0, 0, 0, sync.rows_done, sync.rows_total, 0, None, None),
                 Some(slot) => {

@@ -1,7 +1,7 @@
 //! `fanout.wait()`: until all that was committed before the call is in the target.
 
 use crate::capture;
-use crate::catalog;
+use crate::catalog::{self, version};
 use crate::error::failure;
 use crate::worker::shared::{self, SyncState, WorkerState};
 use pgrx::prelude::*;
@@ -58,6 +58,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
             Some("it was made in another cluster or database".to_owned())
         } else if now.paused {
             Some("it is paused".to_owned())
+        } else if let Some(why) = version::difference() {
+            Some(why)
         } else {
             // Resumed: it is about to be tried again.
             slot.filter(|slot| slot.state() == SyncState::Blocked && !slot.resumed.load(Relaxed))

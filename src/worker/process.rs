@@ -5,7 +5,10 @@ use super::shared::{self, Database, WorkerState};
 use super::signals;
 use super::strikes;
 use super::transaction::transaction;
-use crate::catalog;
+use crate::catalog::{self, version};
+use crate::error::failure;
+use crate::settings;
+use crate::waits::{Wait, event};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
@@ -203,6 +206,30 @@ fn installed() -> bool {
     .unwrap_or(false)
 }
 
+/// Objects of another version may be other than what we read and write: nothing is delivered until they are of ours. Writers
+/// go on, their changes wait in the journal.
+fn await_version() {
+    let mut told = false;
+    while let Ok(Some(why)) = transaction(version::difference) {
+        if !told {
+            failure(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("pg_fanout delivers nothing: {why}"))
+                .hint(version::HINT)
+                .warn();
+        }
+        told = true;
+        if shared::databases().any(|other| other.state() == WorkerState::WaitingForSlot) {
+            leave(WorkerState::WaitingForSlot);
+        }
+        let events = (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32;
+        // SAFETY: MyLatch is this process's.
+        unsafe {
+            pg_sys::WaitLatch(pg_sys::MyLatch, events, settings::heartbeat_ms(), event(Wait::Worker));
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        serve_interrupts();
+    }
+}
+
 fn leave(after: WorkerState) -> ! {
     if after == WorkerState::None {
         // There are no syncs any more, or they are not ours.
@@ -253,10 +280,11 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
         }
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"starting".as_ptr());
     }
+    let Some(database) = MINE.get() else { leave(WorkerState::None) };
+    await_version();
     if !installed() || !become_worker_role() {
         leave(WorkerState::None);
     }
-    let Some(database) = MINE.get() else { leave(WorkerState::None) };
     strikes::open(oid);
     let commits = database.commits();
     match Worker::start(database) {
