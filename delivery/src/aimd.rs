@@ -19,12 +19,17 @@ pub struct Aimd {
     bounds: Bounds,
     concurrency: f64,
     bytes: usize,
-    /// A batch of this size was refused as too large; growth stays below it.
+    /// A batch of this size was refused as too large; growth stays a sixteenth below it.
     refused: Option<usize>,
+    /// Size of the smallest batch that was cut off, and how many were, since one of that size went through.
+    cut: Option<(usize, u32)>,
 }
 
 /// After an overload this share of the concurrency is left.
 const DECREASE: f64 = 0.5;
+
+/// So many batches on end that cost the connection are no accidents.
+const CUTS: u32 = 5;
 
 impl Aimd {
     /// Starts at the maximum: most targets bear it, and one that does not says so. Bounds that cross are made to meet at
@@ -37,7 +42,7 @@ impl Aimd {
             min_bytes: bounds.min_bytes,
             max_bytes: bounds.max_bytes.max(bounds.min_bytes),
         };
-        Aimd { bounds, concurrency: bounds.max_concurrency as f64, bytes: bounds.max_bytes, refused: None }
+        Aimd { bounds, concurrency: bounds.max_concurrency as f64, bytes: bounds.max_bytes, refused: None, cut: None }
     }
 
     /// Requests that may be in flight.
@@ -55,10 +60,12 @@ impl Aimd {
     pub fn on_success(&mut self, bytes: usize) {
         let most = self.bounds.max_concurrency as f64;
         self.concurrency = (self.concurrency + 1.0 / self.concurrency).min(most);
+        self.cut = self.cut.filter(|&(smallest, _)| bytes < smallest);
         // A small batch proves nothing about large ones.
         if bytes >= self.bytes / 2 {
+            // Well below: the last document of a batch is what takes it past its size.
             let ceiling = self.refused.map_or(self.bounds.max_bytes, |refused| {
-                refused.saturating_sub(1).clamp(self.bounds.min_bytes, self.bounds.max_bytes)
+                (refused - refused / 16).clamp(self.bounds.min_bytes, self.bounds.max_bytes)
             });
             self.bytes = (self.bytes + (self.bytes / 16).max(1)).min(ceiling).max(self.bytes.min(ceiling));
         }
@@ -68,6 +75,19 @@ impl Aimd {
     pub fn on_overloaded(&mut self) {
         self.concurrency = (self.concurrency * DECREASE).max(self.bounds.min_concurrency as f64);
         self.bytes = (self.bytes / 2).max(self.bounds.min_bytes);
+    }
+
+    /// A batch of `bytes` cost the connection, though a small request went through right after. True if that was so too often to be
+    /// an accident: then the batch was too large. Never so of a batch that no target would call large.
+    pub fn on_cut(&mut self, bytes: usize) -> bool {
+        self.concurrency = (self.concurrency * DECREASE).max(self.bounds.min_concurrency as f64);
+        self.bytes = (self.bytes.min(bytes) / 2).max(self.bounds.min_bytes);
+        if bytes < self.bounds.min_bytes {
+            return false;
+        }
+        let (smallest, times) = self.cut.map_or((bytes, 1), |(smallest, times)| (smallest.min(bytes), times + 1));
+        self.cut = Some((smallest, times));
+        times >= CUTS
     }
 
     /// A batch of `bytes` was too large. Sizes from it on are not tried again.
@@ -114,7 +134,27 @@ mod tests {
         for _ in 0..100 {
             aimd.on_success(aimd.batch_bytes());
         }
-        assert_eq!(aimd.batch_bytes(), 599_999);
+        assert_eq!(aimd.batch_bytes(), 562_500);
+    }
+
+    #[test]
+    fn what_is_cut_off_time_and_again_was_too_large() {
+        let mut aimd = Aimd::new(BOUNDS);
+        // Larger ones go through in between: it was not the size.
+        for _ in 0..20 {
+            assert!(!aimd.on_cut(200_000));
+            aimd.on_success(50_000);
+            aimd.on_success(200_000);
+        }
+        // Only smaller ones do.
+        let verdicts = [200_000, 100_000, 60_000, 61_000, 60_500, 60_400].map(|bytes| {
+            aimd.on_success(50_000);
+            aimd.on_cut(bytes)
+        });
+        assert_eq!(verdicts, [false, false, false, false, true, true]);
+        assert!(aimd.batch_bytes() <= 60_400 / 2);
+        // No target calls these large.
+        assert!((0..20).all(|_| !aimd.on_cut(999)));
     }
 
     #[test]
@@ -129,13 +169,14 @@ mod tests {
         #[test]
         fn bounds_hold(
             (a, b, c, d) in (0usize..20, 0usize..20, 0usize..5000, 0usize..5000),
-            events in proptest::collection::vec((0u8..3, 0usize..6000), 0..200),
+            events in proptest::collection::vec((0u8..4, 0usize..6000), 0..200),
         ) {
             let mut aimd = Aimd::new(Bounds { min_concurrency: a, max_concurrency: b, min_bytes: c, max_bytes: d });
             for (event, bytes) in events {
                 match event {
                     0 => aimd.on_success(bytes),
                     1 => aimd.on_overloaded(),
+                    2 => drop(aimd.on_cut(bytes)),
                     _ => aimd.on_too_large(bytes),
                 }
                 prop_assert!(aimd.concurrency() >= a.max(1) && aimd.concurrency() <= b.max(a).max(1));

@@ -176,6 +176,13 @@ fn push_guard(out: &mut Vec<u8>, index: Option<&String>) {
     out.extend_from_slice(b",\"require_alias\":true}}\n{\"doc\":{}}\n");
 }
 
+/// The body of a bulk request for no document: a guard alone.
+pub(crate) fn nothing() -> Vec<u8> {
+    let mut body = Vec::new();
+    push_guard(&mut body, None);
+    body
+}
+
 /// Why an engine would refuse the whole request for this action.
 fn refusal(id: &str, version: u64) -> Option<&'static str> {
     if id.is_empty() {

@@ -15,6 +15,9 @@ pub enum ErrorKind {
     Timeout,
     /// The connection broke after the request was (partly) sent: the outcome is unknown.
     ConnectionLost,
+    /// As [`ErrorKind::ConnectionLost`], though a small request went through right after: it may be the size. The outcome is
+    /// unknown.
+    Cut,
     /// 429 or 503; a Redis that is loading, out of memory or busy.
     Overloaded,
     /// Any other 5xx: the outcome is unknown.
@@ -61,6 +64,7 @@ impl ErrorKind {
             ErrorKind::Unreachable
             | ErrorKind::Timeout
             | ErrorKind::ConnectionLost
+            | ErrorKind::Cut
             | ErrorKind::Overloaded
             | ErrorKind::ServerError
             | ErrorKind::Protocol
@@ -79,6 +83,7 @@ impl ErrorKind {
             self,
             ErrorKind::Timeout
                 | ErrorKind::ConnectionLost
+                | ErrorKind::Cut
                 | ErrorKind::ServerError
                 | ErrorKind::Protocol
                 | ErrorKind::Panicked

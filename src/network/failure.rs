@@ -27,7 +27,7 @@ pub fn raise(asked: &Asked, error: &Error) -> ! {
             format!("server \"{server}\" gave no answer in time"),
             "The option \"request_timeout\" of the server is the bound.".to_owned(),
         ),
-        ErrorKind::ConnectionLost => (
+        ErrorKind::ConnectionLost | ErrorKind::Cut => (
             PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
             format!("the connection to server \"{server}\" was lost"),
             String::new(),

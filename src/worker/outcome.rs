@@ -14,7 +14,7 @@ use crate::catalog::Phase;
 use crate::settings;
 use delivery::bulk::BulkOutcome;
 use delivery::engine::IdPage;
-use delivery::error::RetryClass;
+use delivery::error::{ErrorKind, RetryClass};
 use delivery::keyspace::RedisOutcome;
 use delivery::sender::{JobResult, Report};
 use std::time::{Duration, Instant};
@@ -30,6 +30,9 @@ const READINGS: u32 = 5;
 
 /// How long, in milliseconds, other documents wait at most when all of a batch were asked for patience.
 const PAUSE: u64 = 1000;
+
+/// So often was a document tried before it is held against it that the connection breaks each time that it is sent alone.
+const ALONE: u32 = 8;
 
 /// So many documents refused one after the other, and none taken, are no fault of the documents: a mapping, or something in
 /// between that answers in the target's stead.
@@ -129,7 +132,7 @@ pub fn take(worker: &mut Worker, report: Report) {
                         database.wake_waiters();
                     }
                     Err(error) => {
-                        if error.kind() == delivery::ErrorKind::NotFound && matches!(runner.target, Target::Ready) {
+                        if error.kind() == ErrorKind::NotFound && matches!(runner.target, Target::Ready) {
                             runner.target = Target::Claimed;
                             want_phase(runner, Phase::Reconcile);
                         }
@@ -157,9 +160,18 @@ pub fn fail(runner: &mut Runner, error: &delivery::Error) {
 
 fn batch_failed(worker: &mut Worker, id: i32, slots: &[Slot], bytes: usize, error: &delivery::Error) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
-    match error.retry_class() {
+    let cut = error.kind() == ErrorKind::Cut;
+    let class = match slots {
+        // A document is too large when it was cut off alone, and often: nothing is lost by patience.
+        [slot] if cut && runner.flow.on_cut(bytes) && runner.pending.attempts(*slot) >= ALONE => RetryClass::Split,
+        [_, _, ..] if cut && runner.flow.on_cut(bytes) => RetryClass::Split,
+        _ => error.retry_class(),
+    };
+    match class {
         RetryClass::Transient => {
-            runner.flow.on_overloaded();
+            if !cut {
+                runner.flow.on_overloaded();
+            }
             runner.retry_all(slots);
             runner.back_off(&error.to_string());
         }

@@ -139,6 +139,9 @@ pub struct Engine {
 const CHECK_BEFORE_DELETES: Duration = Duration::from_secs(1);
 const CHECK_BEFORE_WRITES: Duration = Duration::from_secs(10);
 
+/// How long a batch without a document may take.
+const SMALL_BATCH: Duration = Duration::from_secs(5);
+
 impl Engine {
     /// Builds the HTTP client; connects to nothing yet. [`crate::ErrorKind::TlsOrConfig`] if the PEM texts or
     /// credentials can't be used.
@@ -240,11 +243,13 @@ impl Engine {
         // No copy unless the connection still holds on to it.
         body.bytes = Vec::from(request.body);
         let reply = reply.map_err(|error| {
-            // A refused body may cost us the connection before the refusal is read (Elasticsearch closes it).
-            if error.kind() == ErrorKind::ConnectionLost && body.bytes() > CONTENT_LIMIT {
-                return Error::new(ErrorKind::TooLarge, error.message().to_owned()).with_source(error);
-            }
-            error
+            let kind = match error.kind() {
+                // A refused body may cost us the connection before the refusal is read (Elasticsearch closes it).
+                ErrorKind::ConnectionLost if body.bytes() > CONTENT_LIMIT => ErrorKind::TooLarge,
+                ErrorKind::ConnectionLost if self.takes_small_batches(body.index()) => ErrorKind::Cut,
+                _ => return error,
+            };
+            Error::new(kind, error.message().to_owned()).with_source(error)
         })?;
         let parsed = crate::bulk::parse(&reply.body, body)?;
         for &index in &parsed.first_of_shard {
@@ -262,6 +267,18 @@ impl Engine {
             body.indices().iter().for_each(|index| self.forget_check(index));
         }
         Ok(parsed.outcomes)
+    }
+
+    /// Whether a batch without a document gets a reply.
+    fn takes_small_batches(&self, index: &str) -> bool {
+        let request = Request {
+            method: Method::POST,
+            path: &format!("/{}/_bulk?filter_path={RESPONSE_FILTER}", segment(index)),
+            content_type: NDJSON,
+            body: Bytes::from(crate::bulk::nothing()),
+            timeout: Some(self.http.request_timeout.min(SMALL_BATCH)),
+        };
+        self.http.ask(&request).is_ok()
     }
 
     /// Which engine this is: as configured, as told by any reply so far, or by a probe.

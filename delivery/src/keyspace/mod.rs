@@ -122,7 +122,12 @@ impl RedisTarget {
             // Replies that were not read would be taken for those of the next batch.
             self.connection = None;
         }
-        result
+        result.map_err(|error| match error.kind() {
+            ErrorKind::ConnectionLost if self.probe().is_ok() => {
+                Error::new(ErrorKind::Cut, error.message().to_owned()).with_source(error)
+            }
+            _ => error,
+        })
     }
 
     /// A page of keys that match `glob`; `cursor` is `None` for the first.

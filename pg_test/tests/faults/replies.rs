@@ -105,6 +105,54 @@ fn a_connection_that_breaks_above_a_size_is_no_end(world: &mut World, engine: &E
     let sync = world.index_table("product", engine, "");
     in_step_again(world, &sync);
     assert_eq!(world.status(&sync, "dead_letters"), "0");
+    // The limit is found, then remembered.
+    world.db.exec("UPDATE product SET name = 'again'");
+    in_step_again(world, &sync);
+    let before = proxies.of(engine).faults();
+    for n in 0..5 {
+        world.db.exec(&format!("UPDATE product SET name = 'more than {n}'"));
+        in_step_again(world, &sync);
+    }
+    let after = proxies.of(engine).faults() - before;
+    assert!(after <= 5, "the limit was forgotten: {after} connections broke");
+    // One document that is too large alone is a dead letter, and holds up no other.
+    world.db.exec("UPDATE product SET name = CASE WHEN id = 77 THEN repeat('long ', 30000) ELSE 'third' END");
+    eventually("the large one is a dead letter", Duration::from_secs(90), || {
+        world.status(&sync, "dead_letters") == "1" && differences(world, &sync).len() == 1
+    });
+    world.db.exec("UPDATE product SET name = 'short' WHERE id = 77");
+    in_step_again(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
+    // All alone, too.
+    world.db.exec("UPDATE product SET name = repeat('long ', 30000) WHERE id = 78");
+    eventually("it is a dead letter", Duration::from_secs(90), || world.status(&sync, "dead_letters") == "1");
+    let reason = world.db.value(&format!("SELECT reason FROM fanout.dead_letters WHERE sync = '{sync}'"));
+    assert!(reason.contains("lost the connection"), "{reason}");
+    // Where no request goes through, no document is to blame.
+    proxies.of(engine).plan(|request| if request.is_bulk() { Fault::Reset } else { Fault::Pass });
+    world.db.exec("UPDATE product SET name = repeat('large ', 5000) WHERE id BETWEEN 1 AND 3");
+    thread::sleep(Duration::from_secs(30));
+    assert_eq!(world.status(&sync, "dead_letters"), "1");
+    proxies.of(engine).calm();
+    world.db.exec("UPDATE product SET name = 'short' WHERE id = 78");
+    in_step_again(world, &sync);
+}
+
+#[test]
+fn a_value_that_breaks_the_connection_to_redis_is_a_dead_letter() {
+    let mut world = World::alone("redis_cut");
+    let proxies = Proxies::before(&mut world);
+    products(&mut world, 100);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    proxies.redis.plan(|request| if request.bytes > 60_000 { Fault::Reset } else { Fault::Pass });
+    world.db.exec("UPDATE product SET name = CASE WHEN id = 77 THEN repeat('long ', 30000) ELSE 'third' END");
+    eventually("the large one is a dead letter", Duration::from_secs(90), || {
+        world.status(&sync, "dead_letters") == "1" && differences(&mut world, &sync).len() == 1
+    });
+    proxies.calm();
+    world.db.exec(&format!("SELECT fanout.retry('{sync}')"));
+    assert_in_step(&mut world, &sync);
 }
 
 fn a_busy_target_is_left_in_peace_and_writers_feel_nothing(world: &mut World, engine: &Engine) {
