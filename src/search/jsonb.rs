@@ -43,6 +43,72 @@ pub fn encode(text: &str, numeric: &mut dyn FnMut(&str, &mut Vec<u8>)) -> Option
     Some(writer.out)
 }
 
+/// The text with what no jsonb can hold replaced: U+0000 and halves of surrogate pairs by U+FFFD, numbers beyond `numeric` by
+/// strings. None if it has nothing of that: a `json` column may, and so may documents of others.
+pub fn tamed(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let mut out = String::new();
+    let (mut copied, mut at, mut in_string) = (0, 0, false);
+    while let Some(&byte) = bytes.get(at) {
+        let (end, instead) = match byte {
+            b'"' => {
+                in_string = !in_string;
+                (at + 1, None)
+            }
+            b'\\' => escape(bytes, at),
+            b'-' | b'0'..=b'9' if !in_string => number(text, at),
+            _ => (at + 1, None),
+        };
+        if let Some(instead) = instead {
+            out.push_str(&text[copied..at]);
+            out.push_str(&instead);
+            copied = end;
+        }
+        at = end;
+    }
+    (copied > 0).then(|| out + &text[copied..])
+}
+
+/// Where an escape ends, and what stands for it if it must not stay.
+fn escape(bytes: &[u8], at: usize) -> (usize, Option<Cow<'static, str>>) {
+    // Not as an escape again: where the database is not UTF-8, jsonb_in() takes none beyond ASCII.
+    const REPLACEMENT: Option<Cow<str>> = Some(Cow::Borrowed("\u{FFFD}"));
+    match unit(bytes, at) {
+        None => (at + 2, None),
+        Some(0 | 0xDC00..=0xDFFF) => (at + 6, REPLACEMENT),
+        Some(0xD800..=0xDBFF) => match unit(bytes, at + 6) {
+            Some(0xDC00..=0xDFFF) => (at + 12, None),
+            _ => (at + 6, REPLACEMENT),
+        },
+        Some(_) => (at + 6, None),
+    }
+}
+
+/// The UTF-16 unit that an escape stands for, if one begins there.
+fn unit(bytes: &[u8], at: usize) -> Option<u16> {
+    let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Where a number ends, and what stands for it if `numeric` cannot hold it.
+fn number(text: &str, at: usize) -> (usize, Option<Cow<'_, str>>) {
+    let rest = &text[at..];
+    let length = rest.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E')).unwrap_or(rest.len());
+    let number = &rest[..length];
+    (at + length, overflows(number).then(|| Cow::Owned(format!("\"{number}\""))))
+}
+
+/// True of a number with more digits before or after the point than `numeric` has (numeric.h).
+fn overflows(number: &str) -> bool {
+    const BEFORE: i64 = 131_072;
+    const AFTER: i64 = 16_383;
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let Ok(exponent) = exponent.parse::<i32>() else { return true };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let (whole, exponent) = (whole.trim_start_matches('-').len() as i64, i64::from(exponent));
+    whole + exponent > BEFORE || fraction.len() as i64 - exponent > AFTER
+}
+
 struct Writer<'a> {
     out: Vec<u8>,
     numeric: &'a mut dyn FnMut(&str, &mut Vec<u8>),
@@ -206,6 +272,31 @@ mod tests {
         {
             assert_eq!(encoded(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_no_jsonb_can_hold_is_replaced() {
+        for (text, expected) in [
+            (r#"{"a\u0000b": "\u0000"}"#, "{\"a\u{FFFD}b\": \"\u{FFFD}\"}"),
+            (r#"["\\\u0000"]"#, "[\"\\\\\u{FFFD}\"]"),
+            (r#""\ud800x""#, "\"\u{FFFD}x\""),
+            (r#""\ud800\ud83d\uDEB2""#, "\"\u{FFFD}\\ud83d\\uDEB2\""),
+            (r#""\udeb2é""#, "\"\u{FFFD}é\""),
+            (r#"[1e131072, -1e-16384, 5E+999999999999]"#, r#"["1e131072", "-1e-16384", "5E+999999999999"]"#),
+        ] {
+            assert_eq!(tamed(text).as_deref(), Some(expected), "{text}");
+        }
+        let long = "9".repeat(131_072);
+        for text in [
+            r#"{"a": "\\u0000", "b": "\ud83d\udeb2", "1e999999": "1e999999"}"#,
+            "[1e131071, 1e-16383, -0.5, 12E3]",
+            &long,
+            "\"é\\\"\"",
+            "",
+        ] {
+            assert_eq!(tamed(text), None, "{text}");
+        }
+        assert_eq!(tamed(&format!("{long}9")), Some(format!("\"{long}9\"")));
     }
 
     #[test]

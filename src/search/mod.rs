@@ -170,12 +170,30 @@ fn hits(place: &Place, arguments: &Arguments) -> Hits {
     let SearchResponse { hits, total, .. } = send(place, search);
     let count = total.map(|(count, _)| count as i64);
     let exact = total.map(|(_, relation)| relation == TotalRelation::Equal);
-    TableIterator::new((1..).zip(hits).map(move |(rank, hit)| {
-        let Hit { id, score, source, highlight, sort, .. } = hit;
-        let text = |json: Box<serde_json::value::RawValue>| JsonText(Box::<str>::from(json).into_string());
-        let cursor = sort.as_ref().filter(|_| !order.is_empty()).map(|values| cursor::encode(&order, values.get()));
-        (rank, score, id, source.map(text), highlight.map(text), sort.map(text), count, exact, cursor)
-    }))
+    let mut tamed = 0;
+    let rows: Vec<_> = (1..)
+        .zip(hits)
+        .map(|(rank, hit)| {
+            let Hit { id, score, source, highlight, sort, .. } = hit;
+            let mut altered = false;
+            let mut text = |json: Box<serde_json::value::RawValue>| {
+                let instead = jsonb::tamed(json.get());
+                altered |= instead.is_some();
+                JsonText(instead.unwrap_or_else(|| Box::<str>::from(json).into_string()))
+            };
+            let cursor = sort.as_ref().filter(|_| !order.is_empty()).map(|values| cursor::encode(&order, values.get()));
+            let row = (rank, score, id, source.map(&mut text), highlight.map(&mut text), sort.map(&mut text));
+            tamed += u32::from(altered);
+            (row.0, row.1, row.2, row.3, row.4, row.5, count, exact, cursor)
+        })
+        .collect();
+    if tamed > 0 {
+        notice!(
+            "{tamed} of the hits have what jsonb can't hold: U+0000 and halves of surrogate pairs are shown as U+FFFD, numbers \
+             beyond numeric as strings"
+        );
+    }
+    TableIterator::new(rows)
 }
 
 /// Runs a search and raises its failure. A visitor's text that turns out too much for the engine is tried with half of it.

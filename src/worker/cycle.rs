@@ -204,13 +204,8 @@ impl Worker {
                     let mut runner = Runner::new(sync, slot);
                     let (dead, stored, unlogged) = transaction(|| {
                         let sync = &runner.sync;
-                        // SAFETY: catalog look-ups within a transaction. The first answers 0 for a table that is gone, for which
-                        // the second would raise.
-                        let unlogged = unsafe {
-                            pg_sys::get_rel_relkind(sync.source) != 0
-                                && pg_sys::get_rel_persistence(sync.source) as u8 == b'u'
-                        };
-                        (store::dead_letters(sync.id), store::stored(sync.id), unlogged)
+                        let tables = sync.captured().map(|(table, _)| table).collect();
+                        (store::dead_letters(sync.id), store::stored(sync.id), store::any_unlogged(tables))
                     })?;
                     if runner.slot.take_overdue().is_some() {
                         runner.quarantine();
@@ -222,8 +217,10 @@ impl Worker {
                     }
                     runner.dead = dead.into_iter().collect();
                     runner.stored = stored;
-                    if unlogged && runner.sync.phase == Phase::Live {
-                        // A crash empties such a table, and nothing tells.
+                    let filled = matches!(runner.sync.phase, Phase::Live | Phase::Backfill | Phase::Reconcile);
+                    if unlogged && filled && !runner.is_parked() {
+                        // A crash empties such a table, and nothing tells: what was delivered before may have no row any more,
+                        // also where not all of it had been.
                         want_phase(&mut runner, Phase::Reconcile);
                     }
                     self.runners.insert(runner.sync.id, runner);

@@ -158,6 +158,17 @@ pub fn stored(sync: i32) -> i64 {
     .unwrap_or(0)
 }
 
+/// True if one of the tables, or what stands below it, is unlogged.
+pub fn any_unlogged(tables: Vec<pg_sys::Oid>) -> bool {
+    let sql = "WITH RECURSIVE tree(relid) AS (\
+            SELECT pg_catalog.unnest($1) \
+            UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits AS i, tree WHERE i.inhparent = tree.relid) \
+        SELECT EXISTS (SELECT FROM tree JOIN pg_catalog.pg_class AS c ON c.oid = tree.relid WHERE c.relpersistence = 'u')";
+    Spi::connect(|client| client.select(sql, None, &[tables.into()])?.first().get_one::<bool>())
+        .unwrap_or_else(|error| error!("{error}"))
+        .unwrap_or(false)
+}
+
 /// Removes stored addresses that are acknowledged; gives how many there were.
 pub fn unstore(sync: i32, addresses: &[Vec<u8>]) -> i64 {
     let addresses: Vec<&[u8]> = addresses.iter().map(Vec::as_slice).collect();
