@@ -4,7 +4,7 @@
 //! to an operator may still be two addresses (numeric 1.0 and 1.00, citext 'a' and 'A'). The internal representation is
 //! both exact and cheap. The worker turns it back into a datum and prints that under its own, pinned settings.
 
-use crate::journal::format::{Layout, put_column, take_column};
+use crate::journal::format::{Layout, Orphan, put_column, take_column};
 use pgrx::pg_sys;
 use rustc_hash::FxHasher;
 use std::hash::Hasher;
@@ -117,8 +117,11 @@ pub fn to_datum(storage: Storage, bytes: &[u8]) -> Option<pg_sys::Datum> {
     }
 }
 
-/// Splits an address into the images of its columns. None if it is malformed.
+/// Splits an address into the images of its columns. None if it is malformed, or stands for no row.
 pub fn columns(mut address: &[u8], count: usize) -> Option<Vec<Option<&[u8]>>> {
+    if Orphan::of(address).is_some() {
+        return None;
+    }
     let columns = (0..count).map(|_| take_column(&mut address)).collect::<Option<Vec<_>>>()?;
     address.is_empty().then_some(columns)
 }

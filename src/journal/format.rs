@@ -96,6 +96,54 @@ pub fn related(address: &[u8]) -> Option<(i32, &[u8])> {
     Some((i32::from_le_bytes(*relation), address))
 }
 
+/// What no address, and nothing of a relation, begins with: a NULL as put_column does not write it.
+const ORPHAN: [u8; 3] = [0x80, 0x80, 0x00];
+
+/// A document of a target to be deleted, unless it was written since. It stands among the addresses of a sync where no address
+/// is known: its id is the hash of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orphan<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// What decides on its shard instead of the id.
+    pub routing: Option<&'a str>,
+    /// Its concrete index, where there is one a period.
+    pub index: Option<&'a str>,
+    /// The version that it has.
+    pub version: u64,
+}
+
+impl<'a> Orphan<'a> {
+    /// With which it is journalled: so many columns, as [`Orphan::to_address`] writes them. A library that does not know of these
+    /// takes them for a key of other types, and reconciles the sync.
+    pub const LAYOUT: Layout = Layout { signature: 0, columns: 5 };
+
+    /// The address that stands for it.
+    pub fn to_address(self) -> Vec<u8> {
+        let mut address = ORPHAN.to_vec();
+        put_column(&mut address, Some(self.id.as_bytes()));
+        put_column(&mut address, self.routing.map(str::as_bytes));
+        put_column(&mut address, self.index.map(str::as_bytes));
+        put_column(&mut address, Some(&self.version.to_le_bytes()));
+        address
+    }
+
+    /// The document that an address stands for, if it does not stand for a row.
+    pub fn of(address: &'a [u8]) -> Option<Self> {
+        let mut rest = address.strip_prefix(&ORPHAN)?;
+        let id = text(take_column(&mut rest)?)??;
+        let routing = text(take_column(&mut rest)?)?;
+        let index = text(take_column(&mut rest)?)?;
+        let version = u64::from_le_bytes(take_column(&mut rest)??.try_into().ok()?);
+        rest.is_empty().then_some(Self { id, routing, index, version })
+    }
+}
+
+/// A column's text; the outer None says that it is none.
+fn text(column: Option<&[u8]>) -> Option<Option<&str>> {
+    column.map(std::str::from_utf8).transpose().ok()
+}
+
 /// What identifies the meaning of the bytes of a sync's addresses: how many columns of which types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -237,6 +285,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_orphan_is_read_back_from_a_journal_and_is_no_address(
+            id in any::<String>(), routing in any::<Option<String>>(), index in any::<Option<String>>(), version in any::<u64>(),
+            columns in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 1..6),
+        ) {
+            let orphan = Orphan { id: &id, routing: routing.as_deref(), index: index.as_deref(), version };
+            let address_of_it = orphan.to_address();
+            prop_assert_eq!(Orphan::of(&address_of_it), Some(orphan));
+            prop_assert_eq!(related(&address_of_it), None);
+            prop_assert_eq!(Orphan::of(&address(&columns)), None);
+            prop_assert_eq!(Orphan::of(&of_relation(version as i32, &address(&columns))), None);
+            prop_assert_eq!(Orphan::of(&address_of_it[..address_of_it.len() - 1]), None);
+            let mut payloads: Vec<Vec<u8>> = Vec::new();
+            let mut packer = Packer::new(|payload: &[u8]| payloads.push(payload.to_vec()));
+            packer.addresses(7, Orphan::LAYOUT, &address_of_it, 1);
+            packer.finish();
+            let mut found = Vec::new();
+            unpack(&payloads[0], |entry| if let Entry::Address { address, .. } = entry { found.push(address.to_vec()) }).unwrap();
+            prop_assert_eq!(found, [address_of_it]);
+        }
+
         #[test]
         fn what_is_packed_is_unpacked(
             groups in prop::collection::vec(

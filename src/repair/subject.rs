@@ -4,9 +4,10 @@ use crate::catalog::admin::owned;
 use crate::catalog::{Kind, Sync, Templates};
 use crate::document::{Plans, Source, as_worker};
 use crate::error::Failure;
+use crate::journal::format::Orphan;
 use crate::network::{OwnersTarget, owners_target};
 use crate::worker::{Called, Named, Naming, hash_fields};
-use delivery::engine::Which;
+use delivery::engine::{IdPage, Which};
 use std::collections::HashMap;
 
 use super::canonical;
@@ -65,6 +66,11 @@ impl Subject {
     /// within [`as_worker`].
     pub fn parse(&self, called: Called) -> Option<Vec<u8>> {
         self.naming().parse(called)
+    }
+
+    /// A document of the target's listing whose id is a hash.
+    pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
+        self.naming().orphan(page, at)
     }
 
     /// The rows with the keys of these addresses, each with its own address. Within [`as_worker`].

@@ -4,6 +4,9 @@
 //! block and their documents asked of the target by id; then the target's ids are enumerated and their rows asked of the
 //! table. That takes no sort, and memory for a page only.
 //!
+//! An id that is the hash of a long key tells no row. The names of rows that have such an id are kept instead, a digest each:
+//! a document that was there before the rows were read, and is none of these, has no row.
+//!
 //! What differs is a suspect: it may be on its way. When a page of suspects is together, all that was committed until then is
 //! waited for, and they are looked at again: [`super::suspect`] says when that proves something.
 //!
@@ -19,6 +22,7 @@ use crate::catalog::declare::not_null;
 use crate::catalog::{self, Kind, Phase, Sync, ours};
 use crate::document::{as_of_now, as_worker};
 use crate::error::failure;
+use crate::journal::format::Orphan;
 use crate::network::{Asked, OwnersTarget, raise};
 use crate::status;
 use crate::worker::scan::Scan;
@@ -27,11 +31,13 @@ use crate::worker::store;
 use crate::worker::transaction::Class;
 use crate::worker::{Called, Named};
 use delivery::engine::IdPage;
+use delivery::id::is_hashed;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::json;
 use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 /// Bytes of documents that a page should have.
@@ -42,6 +48,8 @@ const PAGE_ROWS: usize = 1000;
 const FIRST_ROWS: usize = 50;
 /// Suspects that are compared again together.
 const SUSPECTS: usize = 1000;
+/// Digests of names that are kept at most; past that, what is none of them is not known to have no row.
+const DIGESTS: usize = 1_000_000;
 /// How long a wait takes at most while another step looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -103,6 +111,8 @@ struct Differing {
 
 /// What the next step does.
 enum Stage {
+    /// What is being delivered is waited for: whatever has a lower version than [`Verification::begun`] was read by then.
+    Beginning,
     /// Rows of the table, asked of the target.
     Rows(Scan),
     /// Ids of the target, asked of the table; the cursor of the next page.
@@ -119,6 +129,12 @@ struct Verification {
     examples: usize,
     stage: Stage,
     suspects: Vec<Suspect>,
+    /// Of rows whose ids are hashes, the digests of their names.
+    digests: FxHashSet<u64>,
+    /// Some rows may be missing among these.
+    incomplete: bool,
+    /// When it began, microseconds since 1970. Versions that are issued later are higher.
+    begun: u64,
     /// The ticket that is waited for before suspects are compared again, and since when.
     ticket: Option<(u64, Instant)>,
     mean_bytes: usize,
@@ -145,8 +161,6 @@ fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interv
     let sync = not_parked(sync);
     subject.unwrap_or_else(|why| unready(&sync, &why));
     check_phase(&sync);
-    let source = sync.source;
-    let (blocks, files, total) = privileged(|| store::extent(source));
     let timeout = timeout.map_or(Duration::MAX, |timeout| {
         Duration::from_micros(u64::try_from(timeout.as_micros().max(0)).unwrap_or(u64::MAX))
     });
@@ -155,8 +169,11 @@ fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interv
         repair: repair.unwrap_or(false),
         timeout,
         examples: examples.unwrap_or(10).max(0) as usize,
-        stage: Stage::Rows(Scan::new(files, blocks, total, false)),
+        stage: Stage::Beginning,
         suspects: Vec::new(),
+        digests: FxHashSet::default(),
+        incomplete: false,
+        begun: shared::now() as u64,
         ticket: None,
         mean_bytes: 0,
         rows: 0,
@@ -258,6 +275,11 @@ impl Verification {
             return self.settle(&subject, &target);
         }
         match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Beginning if !self.waited(&sync) => self.stage = Stage::Beginning,
+            Stage::Beginning => {
+                let (blocks, files, total) = privileged(|| store::extent(sync.source));
+                self.stage = Stage::Rows(Scan::new(files, blocks, total, false));
+            }
             Stage::Rows(scan) => self.stage = self.rows(&subject, &target, scan),
             Stage::Names(cursor) => self.stage = self.names(&subject, &target, cursor),
             Stage::Done => {}
@@ -270,9 +292,13 @@ impl Verification {
 
     /// Compares the rows of some blocks.
     fn rows(&mut self, subject: &Subject, target: &OwnersTarget, mut scan: Scan) -> Stage {
-        let Some((slice, from, to)) = scan.next_slice(self.page_rows()) else { return Stage::Names(None) };
-        let (plans, source) = subject.reading();
         let sync = &subject.sync;
+        let Some((slice, from, to)) = scan.next_slice(self.page_rows()) else {
+            // Rewritten: its rows have other places now.
+            self.incomplete |= privileged(|| store::extent(sync.source)).1 != scan.files;
+            return Stage::Names(None);
+        };
+        let (plans, source) = subject.reading();
         let read = attempt(|| {
             let mut rows = Vec::new();
             let visit = |address: &[u8], document: &[u8]| rows.push((address.to_vec(), document.to_vec()));
@@ -300,7 +326,9 @@ impl Verification {
         scan.was_read(slice, to - from, count, 0);
         self.rows += rows.len() as i64;
         for page in rows.chunks(PAGE_ROWS) {
-            let names = as_worker(sync, || page.iter().map(|(address, _)| name(subject, address)).collect());
+            let names: Vec<Named> =
+                as_worker(sync, || page.iter().map(|(address, _)| name(subject, address)).collect());
+            self.keep(sync, &names);
             let held = self.held(subject, target, names);
             for ((address, row), held) in page.iter().zip(held) {
                 if difference(subject, Some(row), held.as_ref()).is_some() {
@@ -320,10 +348,25 @@ impl Verification {
         for address in addresses {
             match attempt(|| as_worker(sync, || subject.documents(&[&address]))) {
                 Ok(found) => rows.extend(found),
-                Err(_) => self.dead += 1,
+                Err(_) => {
+                    self.dead += 1;
+                    let name = as_worker(sync, || name(subject, &address));
+                    self.keep(sync, &[name]);
+                }
             }
         }
         rows
+    }
+
+    /// Keeps the names of rows whose ids do not tell them.
+    fn keep(&mut self, sync: &Sync, names: &[Named]) {
+        for name in names.iter().filter(|name| sync.kind == Kind::Index && is_hashed(&name.name)) {
+            if self.digests.len() < DIGESTS {
+                self.digests.insert(digest(name));
+            } else {
+                self.incomplete = true;
+            }
+        }
     }
 
     fn held(&self, subject: &Subject, target: &OwnersTarget, names: Vec<Named>) -> Vec<Option<Held>> {
@@ -335,13 +378,14 @@ impl Verification {
         let sync = &subject.sync;
         let names = as_worker(sync, || addresses.iter().map(|address| name(subject, address)).collect());
         let held = self.held(subject, target, names);
+        let keyed: Vec<&[u8]> = addresses.iter().copied().filter(|address| Orphan::of(address).is_none()).collect();
         // Row by row if one of them cannot be read: that one is of no use. The rows as they are after the documents were read: the
         // step may have waited since it began, and a row of then can be older than its document.
         let read = |asked: &[&[u8]]| attempt(|| as_of_now(|| as_worker(sync, || subject.documents(asked))));
         let mut unreadable = Vec::new();
-        let mut rows = read(addresses).unwrap_or_else(|_| {
+        let mut rows = read(&keyed).unwrap_or_else(|_| {
             let mut rows = std::collections::HashMap::new();
-            for &address in addresses {
+            for &address in &keyed {
                 match read(&[address]) {
                     Ok(found) => rows.extend(found),
                     Err(_) => unreadable.push(address),
@@ -354,6 +398,11 @@ impl Verification {
             .zip(held)
             .filter(|(address, _)| !unreadable.contains(address))
             .filter_map(|(&address, held)| {
+                // Written since it was listed, so it has a row.
+                let version = held.as_ref().and_then(|held| held.version);
+                if Orphan::of(address).is_some_and(|orphan| version > Some(orphan.version)) {
+                    return None;
+                }
                 let row = rows.remove(address);
                 let difference = difference(subject, row.as_deref(), held.as_ref())?;
                 Some(Differing { address: address.to_vec(), row, held, difference })
@@ -388,12 +437,23 @@ impl Verification {
             places.iter().map(|&place| parse(&[place]).ok()?.pop()?).collect()
         });
         let mut addresses = Vec::new();
-        for (name, address) in page.ids.iter().zip(parsed) {
-            match address {
-                Some(address) => addresses.push(address),
-                // The hash of a long key: compared from the side of the rows. Other keys of Redis are not ours.
-                None if sync.kind == Kind::Cache || name.starts_with("%H") => {}
-                None => {
+        for (at, (name, address)) in page.ids.iter().zip(parsed).enumerate() {
+            match (address, subject.orphan(&page, at)) {
+                (Some(address), _) => addresses.push(address),
+                (None, Some(orphan)) => {
+                    self.documents += 1;
+                    // What was written later has a row that may be later, too.
+                    if orphan.version < self.begun && !self.digests.contains(&digest(&orphan.into())) {
+                        if self.incomplete {
+                            self.unsettled += 1;
+                        } else {
+                            self.suspects.push(Suspect::new(orphan.to_address()));
+                        }
+                    }
+                }
+                // Other keys of Redis are not ours.
+                (None, None) if sync.kind == Kind::Cache => {}
+                (None, None) => {
                     self.extra += 1;
                     self.example(name, Difference::Extra, "not an id that the sync writes");
                 }
@@ -412,17 +472,24 @@ impl Verification {
         }
     }
 
+    /// True if all is delivered that was committed when this was asked first. Waits a moment for it.
+    fn waited(&mut self, sync: &Sync) -> bool {
+        let (ticket, since) = *self.ticket.get_or_insert_with(|| (shared::ticket(), Instant::now()));
+        let reached = reached(sync.id, ticket);
+        if reached {
+            self.ticket = None;
+        } else if since.elapsed() > self.timeout {
+            unready(sync, "what was committed before did not arrive in time");
+        }
+        reached
+    }
+
     /// Waits until all that was committed is delivered, then compares the suspects again.
     fn settle(&mut self, subject: &Subject, target: &OwnersTarget) {
         let sync = &subject.sync;
-        let (ticket, since) = *self.ticket.get_or_insert_with(|| (shared::ticket(), Instant::now()));
-        if !reached(sync.id, ticket) {
-            if since.elapsed() > self.timeout {
-                unready(sync, "what was committed before did not arrive in time");
-            }
+        if !self.waited(sync) {
             return;
         }
-        self.ticket = None;
         let mut before: FxHashMap<Vec<u8>, Suspect> =
             self.suspects.drain(..).map(|suspect| (suspect.address.clone(), suspect)).collect();
         let addresses: Vec<Vec<u8>> = before.keys().cloned().collect();
@@ -469,6 +536,7 @@ impl Verification {
         if self.repair {
             let layout = image::layout(catalog::enqueue::layout(sync));
             for address in &wrong {
+                let layout = if Orphan::of(address).is_some() { Orphan::LAYOUT } else { layout };
                 capture::enqueue_image(sync.id, layout, address);
             }
             self.repaired += wrong.len() as i64;
@@ -488,6 +556,12 @@ impl Verification {
 
 fn name(subject: &Subject, address: &[u8]) -> Named {
     subject.name(address).unwrap_or_default()
+}
+
+fn digest(name: &Named) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// How row and document differ, if they do.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use delivery::engine::Hit;
-use delivery::id::parse_document_id;
+use delivery::id::{document_id, is_hashed, parse_document_id};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::{AnyElement, FromDatum, PgMemoryContexts, Spi, pg_sys};
@@ -48,7 +48,7 @@ fn es_rows(
         .raise();
     }
     let mut arguments = gather(query, dsl, filter, fields, size, after, sort, None, None, min_score, options);
-    arguments.source_fields.clone_from(&sync.key_columns);
+    arguments.source_fields = sync.key_columns.iter().map(|column| field_of(sync, column).to_owned()).collect();
     let place = place_of(&known);
     let search = body::compose(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
     let response = send(&place, search);
@@ -63,13 +63,27 @@ fn es_rows(
 /// gone or hidden is left out.
 fn fetch(sync: &Sync, table: &str, hits: &[Hit]) -> Vec<pg_sys::Datum> {
     let mut keys: Vec<Vec<Option<String>>> = vec![Vec::with_capacity(hits.len()); sync.key_columns.len()];
+    let mut untold = 0;
     for hit in hits {
         // An id that is too long is a hash: then the document tells. One that is not made of a key belongs to no row.
-        let values = parse_document_id(&hit.id, keys.len()).or_else(|| key_in_document(sync, hit));
-        let Some(values) = values else { continue };
-        for (key, value) in keys.iter_mut().zip(values) {
+        let values = if is_hashed(&hit.id) {
+            key_in_document(sync, hit)
+        } else {
+            parse_document_id(&hit.id, sync.key_columns.len())
+        };
+        untold += usize::from(values.is_none() && is_hashed(&hit.id));
+        for (key, value) in keys.iter_mut().zip(values.into_iter().flatten()) {
             key.push(value);
         }
+    }
+    if untold > 0 {
+        failure(
+            PgSqlErrorCode::ERRCODE_NO_DATA_FOUND,
+            format!("{untold} of the documents that were found are not among these rows: their ids are hashes, and they lack the key"),
+        )
+        .detail("An id of more than 512 bytes is a hash, from which the key can't be told.")
+        .hint(format!("Have the key ({}) among the fields of the documents, as text.", sync.key_columns.join(", ")))
+        .warn();
     }
     let sql = row_query(sync, table);
     let arguments: Vec<DatumWithOid> = keys.into_iter().map(DatumWithOid::from).collect();
@@ -92,11 +106,17 @@ fn fetch(sync: &Sync, table: &str, hits: &[Hit]) -> Vec<pg_sys::Datum> {
     rows.unwrap_or_else(|error| failure(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, error.to_string()).raise())
 }
 
-/// The key's values as the document has them.
+/// The field of the documents that has a column of the key.
+fn field_of<'a>(sync: &'a Sync, column: &'a str) -> &'a str {
+    let renamed = sync.options["fields"].as_object().into_iter().flatten().find(|(_, of)| of.as_str() == Some(column));
+    renamed.map_or(column, |(field, _)| field)
+}
+
+/// The key's values as the document has them; None unless the id is made of them.
 fn key_in_document(sync: &Sync, hit: &Hit) -> Option<Vec<Option<String>>> {
     let document: BTreeMap<String, &RawValue> = serde_json::from_str(hit.source.as_ref()?.get()).ok()?;
     let values = sync.key_columns.iter().map(|column| {
-        let value = document.get(column)?.get();
+        let value = document.get(field_of(sync, column))?.get();
         match serde_json::from_str(value) {
             Ok(Value::String(text)) => Some(Some(text)),
             Ok(Value::Null) => Some(None),
@@ -104,7 +124,9 @@ fn key_in_document(sync: &Sync, hit: &Hit) -> Option<Vec<Option<String>>> {
             _ => Some(Some(value.to_owned())),
         }
     });
-    values.collect()
+    let values: Vec<Option<String>> = values.collect::<Option<_>>()?;
+    let texts: Vec<Option<&str>> = values.iter().map(Option::as_deref).collect();
+    (document_id(&texts) == hit.id).then_some(values)
 }
 
 /// A query for the rows of the keys in its array parameters, in their order.

@@ -9,6 +9,7 @@ use super::transaction::{Class, Failed, transaction};
 use crate::capture::image;
 use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::Source;
+use crate::journal::format::Orphan;
 use crate::settings;
 use delivery::bulk::BulkBuilder;
 use delivery::engine::{IdPage, Which};
@@ -41,6 +42,13 @@ impl Named {
     /// As an engine is asked for it.
     pub fn which(&self) -> Which<'_> {
         Which { id: &self.name, routing: self.routing.as_deref(), index: self.index.as_deref() }
+    }
+}
+
+impl From<Orphan<'_>> for Named {
+    fn from(orphan: Orphan) -> Self {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        Self { name: orphan.id.to_owned(), routing: owned(orphan.routing), index: owned(orphan.index) }
     }
 }
 
@@ -81,6 +89,9 @@ impl Naming<'_> {
 
     /// As [`Naming::render`], with the routing and the index.
     pub fn name(&self, address: &[u8]) -> Option<Named> {
+        if let Some(orphan) = Orphan::of(address) {
+            return Some(orphan.into());
+        }
         let texts = self.source.render(address)?;
         let values: Vec<Option<&str>> = texts.iter().map(Option::as_deref).collect();
         let name = match &self.templates.key {
@@ -112,6 +123,15 @@ impl Naming<'_> {
             })
             .collect();
         Some(template.render(&ordered?))
+    }
+
+    /// What stands for a document whose id is a hash, among addresses. None if its id is none, or the target told no version.
+    pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
+        let called = Called::on(page, at);
+        let hashed = self.sync.kind == Kind::Index && delivery::id::is_hashed(called.name);
+        let index = self.templates.period.is_some().then_some(called.index).flatten();
+        let version = page.versions.get(at).copied().flatten().filter(|_| hashed)?;
+        Some(Orphan { id: called.name, routing: called.routing, index, version })
     }
 
     /// Image of an address that what the target holds stands for; None if it is none of this sync's. Raises where the text is
@@ -225,8 +245,8 @@ impl<'a> Encoder<'a> {
         self.documents += 1;
     }
 
-    fn delete(&mut self, slot: Slot, named: &Named) {
-        let version = self.version;
+    /// A version below that of the batch deletes what was not written since.
+    fn delete(&mut self, slot: Slot, named: &Named, version: u64) {
         match self.builder(named) {
             Builder::Bulk(bulk) => bulk.push_delete(slot, &named.name, version),
             Builder::Redis(redis) => redis.push_delete(slot, &named.name),
@@ -362,7 +382,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         let mut written: FxHashSet<Vec<u8>> = FxHashSet::default();
         let asked: Vec<(Slot, &[u8])> = wanted
             .iter()
-            .filter(|&(&address, _)| !delete_instead.contains(address))
+            .filter(|&(&address, _)| !delete_instead.contains(address) && Orphan::of(address).is_none())
             .map(|(&address, &slot)| (slot, address))
             .collect();
         let may_move = naming.templates.move_documents();
@@ -436,7 +456,7 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
                 left.gone.push(slot);
             } else {
                 left.again.extend(beside.into_iter().map(|address| (slot, address)));
-                encoder.delete(slot, &name);
+                encoder.delete(slot, &name, Orphan::of(address).map_or(version, |orphan| orphan.version));
             }
         }
         (encoder.finish(), left)

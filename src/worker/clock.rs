@@ -72,6 +72,6 @@ impl Clock {
 
     /// A target holds this version, which we did not issue: all that comes is above it.
     pub fn pass(&mut self, version: u64) {
-        self.last = self.last.max(i64::try_from(version).unwrap_or(i64::MAX - AHEAD * 2));
+        self.last = self.last.max(i64::try_from(version).unwrap_or(i64::MAX).min(i64::MAX - AHEAD * 2));
     }
 }

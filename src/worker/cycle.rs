@@ -19,7 +19,7 @@ use super::transaction::{Class, Failed, flush_wal, transaction};
 use crate::catalog::acting::acting_for;
 use crate::catalog::{self, Kind, Phase, Sync, triggers};
 use crate::document::{Plans, Related, Source, Unreadable};
-use crate::journal::format::{Entry, of_relation, unpack};
+use crate::journal::format::{Entry, Orphan, of_relation, unpack};
 use crate::journal::reader::{Payloads, Reader};
 use crate::waits::{Wait as Waiting, event};
 use crate::{server, settings};
@@ -401,6 +401,13 @@ impl Worker {
         let found = !self.payloads.is_empty();
         self.poll_pause = rhythm::pause(self.payloads.len(), since);
         self.mark_payloads();
+        if whole {
+            for Runner { pending, scan, .. } in self.runners.values_mut() {
+                if let Some(scan) = scan {
+                    scan.was_polled(|| pending.next_epoch(shared::now()));
+                }
+            }
+        }
         // Who waits, waits for what is left of it, too.
         for (id, ticket) in wanted.into_iter().filter(|_| whole) {
             if let Some(runner) = self.runners.get_mut(&id) {
@@ -449,7 +456,9 @@ impl Worker {
                 Entry::Address { sync, layout, address } => {
                     if let Some(runner) = self.runners.get_mut(&sync) {
                         match runner.sync.layout {
-                            Some(known) if known != i64::from(layout.signature) => reconcile.push(sync),
+                            Some(known) if known != i64::from(layout.signature) && Orphan::of(address).is_none() => {
+                                reconcile.push(sync);
+                            }
                             _ => {
                                 // A later change of a refused row tries it anew.
                                 if !runner.delete_instead.is_empty() {
@@ -840,6 +849,7 @@ impl Worker {
             if scan.ids_epoch.is_some_and(|epoch| runner.stored == 0 && runner.pending.is_done(epoch)) {
                 scan.ids_epoch = None;
             }
+            scan.list_again(|epoch| runner.stored == 0 && runner.pending.is_done(epoch));
             if scan.is_done() {
                 self.finish_scan(id);
                 return true;

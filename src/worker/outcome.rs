@@ -1,22 +1,25 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
 use super::batch::Called;
+use super::clock::Clock;
 use super::cycle::{Task, Worker, want_phase};
 use super::heartbeat;
 use super::pending::Slot;
 use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
-use super::scan::Ids;
+use super::scan::{Hashed, Ids};
 use super::store::{self, DeadLetter};
 use super::strikes::Work;
 use super::transaction::{Failed, transaction};
 use crate::catalog::Phase;
+use crate::journal::format::Orphan;
 use crate::settings;
 use delivery::bulk::BulkOutcome;
 use delivery::engine::IdPage;
 use delivery::error::{ErrorKind, RetryClass};
 use delivery::keyspace::RedisOutcome;
 use delivery::sender::{JobResult, Report};
+use rustc_hash::FxHashSet;
 use std::time::{Duration, Instant};
 
 /// How long a document waits that its target asked patience for: between these, growing with the attempts.
@@ -470,23 +473,39 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
         let one = |&at: &usize| runner.parse(Called::on(page, at));
         read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
     };
-    let parsed = parse(&places).or_else(|_| {
+    let again = runner.scan.as_ref().is_some_and(|scan| matches!(scan.hashed, Hashed::Listing(_)));
+    // Of a second listing nothing else is of interest than hashes.
+    let parsed = if again { Ok(Vec::new()) } else { parse(&places) };
+    let parsed = parsed.or_else(|_| {
         // One of them is no text of the key's type: one by one.
         let each = places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?));
         Ok::<_, Failed>(each.collect())
     });
-    let mut foreign = 0;
-    for address in parsed.unwrap_or_default() {
-        match address {
-            Some(address) => runner.pending.mark(&address),
-            None => foreign += 1,
-        }
+    let orphans: Vec<Orphan> = places.iter().filter_map(|&at| runner.orphan(page, at)).collect();
+    let parsed = parsed.unwrap_or_default();
+    let foreign = parsed.iter().filter(|address| address.is_none()).count();
+    let foreign = foreign.saturating_sub(orphans.len());
+    for address in parsed.iter().flatten() {
+        runner.pending.mark(address);
     }
     if foreign > 0 {
         pgrx::log!(
             "pg_fanout: the target of sync \"{}\" holds {foreign} entries that are none of ours",
             runner.sync.name
         );
+    }
+    match hashed(runner, &mut worker.clock, &orphans, page.cursor.is_none()) {
+        Err(failed) => {
+            if let Some(scan) = &mut runner.scan {
+                scan.ids = Ids::Next(None);
+            }
+            return runner.back_off(&failed.to_string());
+        }
+        Ok(hashed) => {
+            if let Some(scan) = &mut runner.scan {
+                scan.hashed = hashed;
+            }
+        }
     }
     if let Some(scan) = &mut runner.scan {
         if page.cursor.is_some() {
@@ -497,4 +516,59 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
         }
     }
     runner.succeed();
+}
+
+/// Documents of a page whose ids are hashes. The `last` page ends the listing. Gives how far the scan is with them.
+fn hashed(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], last: bool) -> Result<Hashed, Failed> {
+    let met = match runner.scan.as_ref().map_or(Hashed::None, |scan| scan.hashed) {
+        Hashed::Listing(fence) => {
+            mark_below(runner, orphans, fence)?;
+            return Ok(if last { Hashed::None } else { Hashed::Listing(fence) });
+        }
+        Hashed::Met(met) => Some(met),
+        _ => None,
+    };
+    let met = orphans.iter().map(|orphan| orphan.version).chain(met).max();
+    match met {
+        Some(met) if last => {
+            clock.pass(met);
+            // Of those that were refused the rows are known, and may be gone.
+            for address in &runner.dead {
+                runner.pending.mark(address);
+            }
+            let fence = clock.next()?;
+            // Rows that came since the scan began, and were delivered before this, may be in later blocks.
+            let source = runner.sync.source;
+            let (blocks, ..) = transaction(|| store::extent(source))?;
+            if let Some(scan) = &mut runner.scan {
+                scan.extend(blocks);
+            }
+            Ok(Hashed::Fenced(fence))
+        }
+        Some(met) => Ok(Hashed::Met(met)),
+        None => Ok(Hashed::None),
+    }
+}
+
+/// Marks documents of lower versions than this to be deleted.
+fn mark_below(runner: &mut Runner, orphans: &[Orphan], fence: u64) -> Result<(), Failed> {
+    let stale: Vec<&Orphan> = orphans.iter().filter(|orphan| orphan.version < fence).collect();
+    if stale.is_empty() {
+        return Ok(());
+    }
+    let source = runner.sync.source;
+    let (_, files, _) = transaction(|| store::extent(source))?;
+    if runner.scan.as_ref().is_some_and(|scan| scan.files != files) {
+        // Rewritten under the scan: not all rows were met, perhaps.
+        want_phase(runner, Phase::Reconcile);
+        return Ok(());
+    }
+    // A row that was refused keeps the document that it had before.
+    let kept: FxHashSet<String> = read_as_owner(runner.slot, &runner.sync, Work::Keys, || {
+        runner.dead.iter().filter_map(|address| runner.render(address)).collect()
+    })?;
+    for orphan in stale.into_iter().filter(|orphan| !kept.contains(orphan.id)) {
+        runner.pending.mark(&orphan.to_address());
+    }
+    Ok(())
 }

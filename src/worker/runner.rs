@@ -11,9 +11,11 @@ use super::strikes::{self, Verdict};
 use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::{Plans, Related, Source};
 use crate::error::failure;
+use crate::journal::format::Orphan;
 use crate::settings;
 use delivery::aimd::{Aimd, Bounds};
 use delivery::backoff::Backoff;
+use delivery::engine::IdPage;
 use delivery::ownership::{Ownership, Sighting};
 use delivery::sender::Senders;
 use pgrx::PgSqlErrorCode;
@@ -246,6 +248,12 @@ impl Runner {
     pub fn parse(&self, name: Called) -> Option<Vec<u8>> {
         let (source, _) = self.source.as_ref()?;
         self.naming(source).parse(name)
+    }
+
+    /// A document of the target's listing whose id is a hash.
+    pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
+        let (source, _) = self.source.as_ref()?;
+        self.naming(source).orphan(page, at)
     }
 
     /// Documents wait for indices that are not there: these are made before anything else goes to the target.

@@ -21,6 +21,23 @@ pub enum Ids {
     Asked,
 }
 
+/// How far a reconcile is with documents whose ids are hashes: no id tells whose they are, so none is asked for its row. A document
+/// that has a row is written anew, with a higher version than any that was issued before the first row was read; once that is
+/// done, those of lower versions have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hashed {
+    /// There are none, or they are dealt with.
+    None,
+    /// Some were listed, before any row is read; the highest of their versions.
+    Met(u64),
+    /// The rows are being written, with versions above this one.
+    Fenced(u64),
+    /// All were; and so are changes that came meanwhile when this epoch is done.
+    Settling(u64, Epoch),
+    /// The ids are listed again, those below this version to be deleted.
+    Listing(u64),
+}
+
 /// A part of the scan that was read.
 struct Slice {
     number: u32,
@@ -35,6 +52,8 @@ pub struct Scan {
     /// The epoch in which the last of those ids was marked, until it is done: ids stand in no journal, so nothing may be
     /// forgotten of the scan before.
     pub ids_epoch: Option<Epoch>,
+    /// Documents whose ids do not tell their keys.
+    pub hashed: Hashed,
     /// Identity of the source's files when the scan began.
     pub files: i64,
     next: u32,
@@ -52,6 +71,7 @@ impl Scan {
     pub fn new(files: i64, end: u32, rows_total: Option<i64>, with_ids: bool) -> Self {
         Self {
             ids_epoch: None,
+            hashed: Hashed::None,
             ids: if with_ids { Ids::Next(None) } else { Ids::Done },
             files,
             next: 0,
@@ -66,13 +86,20 @@ impl Scan {
     /// Goes on from a saved position, if it is of the same files.
     pub fn resume(&mut self, position: &[u8], rows: i64) {
         if let (Some(files), Some(block)) = (position.first_chunk::<8>(), position.last_chunk::<4>())
-            && position.len() == 12
+            && let Some(fence) = position.get(8..16).and_then(|fence| fence.try_into().ok()).map(u64::from_le_bytes)
+            && position.len() == 20
             && i64::from_le_bytes(*files) == self.files
         {
             self.next = u32::from_le_bytes(*block).min(self.end);
+            self.hashed = if fence == 0 { Hashed::None } else { Hashed::Fenced(fence) };
             self.rows = rows;
             self.ids = Ids::Done;
         }
+    }
+
+    /// The source has so many blocks by now.
+    pub fn extend(&mut self, end: u32) {
+        self.end = self.end.max(end);
     }
 
     /// The position to save: all before it is acknowledged. None while the target's ids are being enumerated.
@@ -81,7 +108,30 @@ impl Scan {
             return None;
         }
         let block = self.slices.front().map_or(self.next, |slice| slice.from);
-        Some([&self.files.to_le_bytes()[..], &block.to_le_bytes()[..]].concat())
+        let fence = match self.hashed {
+            Hashed::Fenced(fence) | Hashed::Settling(fence, _) | Hashed::Listing(fence) => fence,
+            Hashed::None | Hashed::Met(_) => 0,
+        };
+        Some([&self.files.to_le_bytes()[..], &fence.to_le_bytes(), &block.to_le_bytes()].concat())
+    }
+
+    /// The journal was read as of now, and what it held belongs to epochs up to this one.
+    pub fn was_polled(&mut self, epoch: impl FnOnce() -> Epoch) {
+        if let Hashed::Fenced(fence) = self.hashed
+            && self.rows_are_done()
+        {
+            self.hashed = Hashed::Settling(fence, epoch());
+        }
+    }
+
+    /// Lists the ids once more, if what that waited for is done.
+    pub fn list_again(&mut self, is_done: impl FnOnce(Epoch) -> bool) {
+        if let Hashed::Settling(fence, epoch) = self.hashed
+            && is_done(epoch)
+        {
+            self.hashed = Hashed::Listing(fence);
+            self.ids = Ids::Next(None);
+        }
     }
 
     /// The next blocks to read, about `rows` rows of them: number of the slice, from, to.
@@ -138,9 +188,13 @@ impl Scan {
         self.ids != Ids::Done || self.next < self.end
     }
 
+    fn rows_are_done(&self) -> bool {
+        !self.has_more() && self.slices.is_empty() && self.ids_epoch.is_none()
+    }
+
     /// True if all was read and acknowledged.
     pub fn is_done(&self) -> bool {
-        !self.has_more() && self.slices.is_empty() && self.ids_epoch.is_none()
+        self.rows_are_done() && self.hashed == Hashed::None
     }
 }
 
@@ -169,5 +223,26 @@ mod tests {
         let mut rewritten = Scan::new(8, 100, None, true);
         rewritten.resume(&scan.position().unwrap(), 0);
         assert!(matches!(rewritten.ids, Ids::Next(None)), "other files: from the start");
+    }
+
+    #[test]
+    fn hashed_ids_are_listed_again_when_all_that_has_a_row_was_written() {
+        let mut scan = Scan::new(7, 1, None, true);
+        (scan.ids, scan.hashed) = (Ids::Done, Hashed::Fenced(9));
+        let (slice, from, to) = scan.next_slice(10).unwrap();
+        scan.was_read(slice, to - from, 1, 1);
+        scan.was_polled(|| 3);
+        assert_eq!(scan.hashed, Hashed::Fenced(9), "a row is on its way");
+        let mut resumed = Scan::new(7, 1, None, true);
+        resumed.resume(&scan.position().unwrap(), 0);
+        assert_eq!((resumed.hashed, &resumed.ids), (Hashed::Fenced(9), &Ids::Done));
+        scan.acknowledged(slice);
+        scan.list_again(|_| true);
+        assert!(!scan.is_done() && scan.hashed == Hashed::Fenced(9), "the journal may hold changes");
+        scan.was_polled(|| 3);
+        scan.list_again(|epoch| epoch < 3);
+        assert_eq!((scan.hashed, scan.has_more()), (Hashed::Settling(9, 3), false));
+        scan.list_again(|epoch| epoch == 3);
+        assert_eq!((scan.hashed, &scan.ids, scan.position()), (Hashed::Listing(9), &Ids::Next(None), None));
     }
 }

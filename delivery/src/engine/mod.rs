@@ -74,6 +74,8 @@ pub struct IdPage {
     pub indices: Vec<String>,
     /// Of each id, what decided on its shard instead of it.
     pub routings: Vec<Option<String>>,
+    /// Of each id, the document's version.
+    pub versions: Vec<Option<u64>>,
     /// Ids, in no particular order.
     pub ids: Vec<String>,
     /// For the next page; `None` after the last one.

@@ -134,6 +134,8 @@ pub(super) fn id_page(body: &[u8]) -> Result<IdPage> {
         id: Cow<'a, str>,
         #[serde(rename = "_routing", borrow)]
         routing: Option<Cow<'a, str>>,
+        #[serde(rename = "_version")]
+        version: Option<u64>,
     }
     let page: Page<'_> = serde_json::from_slice(body).map_err(|error| {
         Error::new(ErrorKind::Protocol, "the search engine's page of ids is not understood").with_source(error)
@@ -146,6 +148,7 @@ pub(super) fn id_page(body: &[u8]) -> Result<IdPage> {
     for hit in page.hits.hits {
         ids.indices.push(hit.index.into_owned());
         ids.routings.push(hit.routing.map(Cow::into_owned));
+        ids.versions.push(hit.version);
         ids.ids.push(hit.id.into_owned());
     }
     Ok(ids)
@@ -225,7 +228,8 @@ impl Engine {
     /// snapshot of it: a document that was written but is not searchable yet must not be missed. It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
     /// `size` is at most 10,000.
     pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
-        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._index,hits.hits._id,hits.hits._routing";
+        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._index,hits.hits._id,\
+            hits.hits._routing,hits.hits._version";
         let reply = match cursor {
             None => {
                 self.refresh(index)?;
@@ -234,7 +238,9 @@ impl Engine {
                      &allow_no_indices=false&{FILTER}",
                     pattern(index)?
                 );
-                let body = json!({"size": size, "sort": ["_doc"], "_source": false, "track_total_hits": true});
+                let body = json!({
+                    "size": size, "sort": ["_doc"], "_source": false, "version": true, "track_total_hits": true
+                });
                 self.http.ask(&Request::new(Method::POST, &path).json(&body))?
             }
             Some(cursor) => {
@@ -331,6 +337,15 @@ mod tests {
         assert_eq!(response.hits[0].sort.as_ref().unwrap().get(), r#"[1,"a"]"#);
         assert!(response.hits[1].source.is_none() && response.hits[1].score.is_none());
         assert_eq!(response.pit_id.as_deref(), Some("p"));
+    }
+
+    #[test]
+    fn a_page_of_ids() {
+        let body = br#"{"_scroll_id":"s","timed_out":false,"_shards":{"total":1,"failed":0},"hits":{"hits":[
+            {"_index":"i","_id":"a","_version":7,"_routing":"r","sort":[0]},{"_index":"i","_id":"b\u00e9","sort":[1]}]}}"#;
+        let page = id_page(body).unwrap();
+        assert_eq!((page.ids, page.versions), (vec!["a".into(), "bé".into()], vec![Some(7), None]));
+        assert_eq!((page.indices, page.routings), (vec!["i".into(), "i".into()], vec![Some("r".into()), None]));
     }
 
     #[test]

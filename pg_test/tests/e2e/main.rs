@@ -13,6 +13,7 @@ mod documents;
 mod encodings;
 mod explain;
 mod harness;
+mod hashed;
 mod inheritance;
 mod keys;
 mod mistakes;
