@@ -5,7 +5,7 @@ use crate::bulk::{BulkBuilder, BulkOutcome, parse_bulk_response};
 use crate::config::{EngineConfig, RedisConfig};
 use crate::engine::parse_search_replies;
 use crate::error::{Error, ErrorKind};
-use crate::id::{document_id, parse_document_id};
+use crate::id::{document_id, is_hashed, parse_document_id};
 use crate::keyspace::RedisBatch;
 use crate::template::KeyTemplate;
 
@@ -66,7 +66,7 @@ pub fn key_template(data: &[u8]) {
     let values: Vec<Option<&str>> = values.split('\t').map(|value| (value != "\\N").then_some(value)).collect();
     let owned: Vec<Option<String>> = values.iter().map(|value| value.map(str::to_owned)).collect();
     let id = document_id(&values);
-    if !id.starts_with("%H") {
+    if !is_hashed(&id) {
         assert_eq!(parse_document_id(&id, values.len()), Some(owned.clone()), "an id is read back");
     }
     if let Some(key) = key {
