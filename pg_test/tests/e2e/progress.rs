@@ -1,7 +1,7 @@
 //! What one sees of work under way, and how it is held back: progress, activity, rate, window, bulk loads.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, Keyspace, World, assert_in_step, eventually, on_each_engine};
+use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine};
 use std::time::{Duration, Instant};
 
 on_each_engine!(a_backfill_keeps_its_rate_and_shows_its_progress, a_bulk_load_is_reconciled);
@@ -119,17 +119,4 @@ fn the_worker_tells_what_it_does() {
     eventually("it says that it reconciles", Duration::from_secs(10), || {
         world.db.rows(sql)[0][1].as_deref() == Some(&format!("reconciling sync \"{sync}\""))
     });
-}
-
-#[test]
-fn a_waiter_waits_for_a_journal_that_is_read_in_parts() {
-    let mut world = World::new("long_journal");
-    world.db.exec("CREATE TABLE item (id text PRIMARY KEY)");
-    let sync = world.cache_table("item", "");
-    world.wait(&sync);
-    // 30 MB of keys: a poll reads 8.
-    world.db.exec("INSERT INTO item SELECT lpad(i::text, 1000, '0') FROM generate_series(1, 30000) AS i");
-    world.wait(&sync);
-    let keys = Keyspace::open().keys(&world.key_prefix("item")).len();
-    assert_eq!(keys, 30_000);
 }
