@@ -212,9 +212,12 @@ fn await_version() {
     let mut told = false;
     while let Ok(Some(why)) = transaction(version::difference) {
         if !told {
-            failure(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("pg_fanout delivers nothing: {why}"))
-                .hint(version::HINT)
-                .warn();
+            failure(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("pg_fanout delivers nothing: {why}"),
+            )
+            .hint(version::HINT)
+            .warn();
         }
         told = true;
         if shared::databases().any(|other| other.state() == WorkerState::WaitingForSlot) {
