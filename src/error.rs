@@ -56,3 +56,21 @@ impl Failure {
         self.report().report(PgLogLevel::WARNING);
     }
 }
+
+/// The value of an argument that must not be NULL, or an ERROR that names it.
+pub fn not_null<T>(argument: &str, value: Option<T>) -> T {
+    value.unwrap_or_else(|| {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{argument}\" must not be NULL"))
+            .hint(format!("Give it: {argument} => …. What has a default may be left out."))
+            .raise()
+    })
+}
+
+/// The elements of an argument that is an array, or an ERROR that names it if one is NULL.
+pub fn no_nulls(argument: &str, values: Vec<Option<String>>) -> Vec<String> {
+    values.into_iter().collect::<Option<_>>().unwrap_or_else(|| {
+        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("\"{argument}\" must not hold NULL"))
+            .hint("Leave out what is NULL: each element has to be a value.")
+            .raise()
+    })
+}

@@ -18,6 +18,7 @@ static BULK_LOAD: GucSetting<bool> = GucSetting::<bool>::new(false);
 static DEAD_LETTERS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static PERIOD_INDICES: GucSetting<i32> = GucSetting::<i32>::new(200);
 static OWNER_STALE: GucSetting<i32> = GucSetting::<i32>::new(60);
+static CHECK_AGE: GucSetting<i32> = GucSetting::<i32>::new(60);
 
 /// Defines the settings. Called when the library is loaded.
 pub fn define() {
@@ -154,6 +155,16 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::empty(),
     );
+    int(
+        c"fanout.check_age",
+        &CHECK_AGE,
+        c"Age at which fanout.check() names what is under way.",
+        c"Changes that are not delivered, prepared transactions, and transactions that hold the journal.",
+        0,
+        86_400,
+        GucContext::Userset,
+        GucFlags::UNIT_S,
+    );
     GucRegistry::define_bool_guc(
         c"fanout.bulk_load",
         c"Notes no keys: each sync whose table is written to is reconciled after the commit.",
@@ -236,4 +247,9 @@ pub fn period_indices() -> usize {
 /// Age at which another cluster's heartbeat counts for nothing.
 pub fn owner_stale() -> std::time::Duration {
     std::time::Duration::from_secs(OWNER_STALE.get() as u64)
+}
+
+/// Seconds after which fanout.check() names what is under way.
+pub fn check_age() -> i64 {
+    CHECK_AGE.get().into()
 }

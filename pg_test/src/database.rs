@@ -1,17 +1,21 @@
 //! Connections to PostgreSQL.
 
 use crate::environment::variable;
+use postgres::error::DbError;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// An error that PostgreSQL raised.
+/// An error that PostgreSQL raised, or what it said otherwise: a WARNING, a NOTICE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// SQLSTATE.
     pub code: String,
     /// The message.
     pub message: String,
+    /// The DETAIL, empty if there is none.
+    pub detail: String,
     /// The HINT, empty if there is none.
     pub hint: String,
 }
@@ -19,6 +23,9 @@ pub struct Refusal {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
+        if !self.detail.is_empty() {
+            write!(f, " DETAIL: {}", self.detail)?;
+        }
         if !self.hint.is_empty() {
             write!(f, " HINT: {}", self.hint)?;
         }
@@ -26,23 +33,32 @@ impl std::fmt::Display for Refusal {
     }
 }
 
+impl Refusal {
+    fn of(error: &DbError) -> Self {
+        Self {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().unwrap_or_default().to_owned(),
+            hint: error.hint().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// What libpq calls a lost connection.
+    fn lost(message: String) -> Self {
+        Self { code: "08006".into(), message, detail: String::new(), hint: String::new() }
+    }
+}
+
 impl From<postgres::Error> for Refusal {
     fn from(error: postgres::Error) -> Self {
-        match error.as_db_error() {
-            Some(error) => Refusal {
-                code: error.code().code().to_owned(),
-                message: error.message().to_owned(),
-                hint: error.hint().unwrap_or_default().to_owned(),
-            },
-            // What libpq calls a lost connection.
-            None => Refusal { code: "08006".into(), message: format!("{error:?}"), hint: String::new() },
-        }
+        error.as_db_error().map_or_else(|| Self::lost(format!("{error:?}")), Self::of)
     }
 }
 
 /// A connection. Values travel as text: what is compared is what a user would see.
 pub struct Session {
     client: Client,
+    notices: Arc<Mutex<Vec<Refusal>>>,
 }
 
 impl Session {
@@ -64,7 +80,22 @@ impl Session {
         if let Ok(password) = std::env::var("PGPASSWORD") {
             config.password(password);
         }
-        Ok(Self { client: config.connect(NoTls)? })
+        let notices = Arc::<Mutex<Vec<Refusal>>>::default();
+        let heard = Arc::clone(&notices);
+        config.notice_callback(move |notice| {
+            heard.lock().unwrap_or_else(PoisonError::into_inner).push(Refusal::of(&notice));
+        });
+        Ok(Self { client: config.connect(NoTls)?, notices })
+    }
+
+    /// What a statement says by NOTICE and WARNING. It must succeed.
+    pub fn notices(&mut self, sql: &str) -> Vec<Refusal> {
+        let take = |notices: &Mutex<Vec<Refusal>>| {
+            std::mem::take(&mut *notices.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        take(&self.notices);
+        self.exec(sql);
+        take(&self.notices)
     }
 
     /// As [`Session::try_connect`], for connections that nothing should stand in the way of.
@@ -122,11 +153,7 @@ impl Session {
     /// `COPY … FROM STDIN` with these lines.
     pub fn try_copy_in(&mut self, sql: &str, lines: &str) -> Result<(), Refusal> {
         let mut writer = self.client.copy_in(sql)?;
-        writer.write_all(lines.as_bytes()).map_err(|error| Refusal {
-            code: "08006".into(),
-            message: error.to_string(),
-            hint: String::new(),
-        })?;
+        writer.write_all(lines.as_bytes()).map_err(|error| Refusal::lost(error.to_string()))?;
         writer.finish()?;
         Ok(())
     }

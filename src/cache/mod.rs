@@ -5,7 +5,7 @@
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
 
-use crate::error::failure;
+use crate::error::{failure, no_nulls, not_null};
 use crate::network::cache_target;
 
 extension_sql_file!(
@@ -16,8 +16,8 @@ extension_sql_file!(
 
 #[pg_extern(volatile, parallel_restricted, cost = 1000)]
 fn redis_get(server: Option<&str>, key: Option<&str>) -> Option<String> {
-    let target = cache_target(present("server", server));
-    let key = present("key", key).to_owned();
+    let target = cache_target(not_null("server", server));
+    let key = not_null("key", key).to_owned();
     target.run(true, move |redis| redis.get(&key)).map(text)
 }
 
@@ -26,8 +26,8 @@ fn redis_mget(
     server: Option<&str>,
     keys: Option<Vec<Option<String>>>,
 ) -> TableIterator<'static, (name!(key, String), name!(value, Option<String>))> {
-    let target = cache_target(present("server", server));
-    let keys = elements(keys);
+    let target = cache_target(not_null("server", server));
+    let keys = no_nulls("keys", not_null("keys", keys));
     if keys.is_empty() {
         return TableIterator::empty();
     }
@@ -41,17 +41,17 @@ fn redis_mget(
 
 #[pg_extern(volatile, parallel_unsafe, cost = 1000)]
 fn redis_set(server: Option<&str>, key: Option<&str>, value: Option<&str>, ttl: default!(Option<Interval>, "NULL")) {
-    let target = cache_target(present("server", server));
-    let key = present("key", key).to_owned();
-    let value = present("value", value).to_owned();
+    let target = cache_target(not_null("server", server));
+    let key = not_null("key", key).to_owned();
+    let value = not_null("value", value).to_owned();
     let ttl_ms = ttl.map(milliseconds);
     target.run(true, move |redis| redis.set(&key, value.as_bytes(), ttl_ms));
 }
 
 #[pg_extern(volatile, parallel_unsafe, cost = 1000)]
-fn redis_del(server: Option<&str>, keys: VariadicArray<&str>) -> i64 {
-    let target = cache_target(present("server", server));
-    let keys = elements(Some(keys.iter().map(|key| key.map(str::to_owned)).collect()));
+fn redis_del(server: Option<&str>, keys: Option<VariadicArray<&str>>) -> i64 {
+    let target = cache_target(not_null("server", server));
+    let keys = no_nulls("keys", not_null("keys", keys).iter().map(|key| key.map(str::to_owned)).collect());
     if keys.is_empty() {
         return 0;
     }
@@ -65,27 +65,11 @@ fn redis_del(server: Option<&str>, keys: VariadicArray<&str>) -> i64 {
 
 #[pg_extern(volatile, parallel_restricted, cost = 1000)]
 fn redis_ttl(server: Option<&str>, key: Option<&str>) -> Option<Interval> {
-    let target = cache_target(present("server", server));
-    let key = present("key", key).to_owned();
+    let target = cache_target(not_null("server", server));
+    let key = not_null("key", key).to_owned();
     let left = target.run(true, move |redis| redis.ttl_ms(&key)).flatten()?;
     let microseconds = i64::try_from(left).ok().and_then(|left| left.checked_mul(1000));
     microseconds.and_then(|microseconds| Interval::new(0, 0, microseconds).ok())
-}
-
-fn present<'a>(name: &str, value: Option<&'a str>) -> &'a str {
-    value.unwrap_or_else(|| {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be null")).raise()
-    })
-}
-
-fn elements(keys: Option<Vec<Option<String>>>) -> Vec<String> {
-    keys.and_then(|keys| keys.into_iter().collect()).unwrap_or_else(|| {
-        failure(
-            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-            "argument \"keys\" must not be null, nor an element of it",
-        )
-        .raise()
-    })
 }
 
 /// A value as text. Redis holds any bytes; PostgreSQL's text doesn't.

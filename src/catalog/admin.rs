@@ -1,10 +1,9 @@
 //! `fanout.pause()`, `resume()`, `resync()`, `reconcile()`, `adopt()`, `drop_sync()`: by the sync's owner only.
 
 use crate::catalog::acting::privileged;
-use crate::catalog::declare::not_null;
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, identity, ours, require_preloaded, triggers};
-use crate::error::failure;
+use crate::error::{failure, not_null};
 use crate::server::role_name;
 use crate::worker::shared;
 use pgrx::prelude::*;
@@ -22,16 +21,16 @@ pub const COMPARED: &str = "phase = CASE phase WHEN 'create' THEN 'create' ELSE 
 pub const NEXT_INDEX: &str = "phase = 'create', generation = generation + 1";
 
 /// Stops the deliveries of a sync; what changes meanwhile is delivered after fanout.resume().
-#[pg_extern(schema = "fanout", strict)]
-fn pause(sync: &str) {
-    let sync = owned(sync);
+#[pg_extern(schema = "fanout")]
+fn pause(sync: Option<&str>) {
+    let sync = owned(not_null("sync", sync));
     update(&sync, "paused = true");
 }
 
 /// Goes on with the deliveries of a paused sync, and of one that is left alone because it brought the worker down.
-#[pg_extern(schema = "fanout", strict)]
-fn resume(sync: &str) {
-    let sync = owned(sync);
+#[pg_extern(schema = "fanout")]
+fn resume(sync: Option<&str>) {
+    let sync = owned(not_null("sync", sync));
     if let Some(slot) = shared::sync_slot(sync.id, false) {
         slot.resumed.store(true, Relaxed);
     }
@@ -39,9 +38,9 @@ fn resume(sync: &str) {
 }
 
 /// Delivers everything anew: an index is rebuilt behind its alias; for a cache it is the same as fanout.reconcile().
-#[pg_extern(schema = "fanout", strict)]
-fn resync(sync: &str) {
-    let sync = not_parked(owned(sync));
+#[pg_extern(schema = "fanout")]
+fn resync(sync: Option<&str>) {
+    let sync = not_parked(owned(not_null("sync", sync)));
     match sync.kind {
         Kind::Index => update(&sync, &format!("{ANEW}, {NEXT_INDEX}")),
         Kind::Cache => start_reconcile(&sync),
@@ -49,9 +48,9 @@ fn resync(sync: &str) {
 }
 
 /// Compares the target with the source, key by key, and delivers what differs.
-#[pg_extern(schema = "fanout", strict)]
-fn reconcile(sync: &str) {
-    start_reconcile(&not_parked(owned(sync)));
+#[pg_extern(schema = "fanout")]
+fn reconcile(sync: Option<&str>) {
+    start_reconcile(&not_parked(owned(not_null("sync", sync))));
 }
 
 pub fn start_reconcile(sync: &Sync) {
@@ -96,7 +95,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
 
 /// All tables that syncs capture: their sources and those of their relations. In the order of their OIDs, as everybody locks
 /// them who locks several, and before the first row of ours.
-fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
+pub fn captured(syncs: &[Sync]) -> Vec<(Option<Table>, &Sync, Option<i32>)> {
     let mut tables: Vec<(pg_sys::Oid, &Sync, Option<i32>)> =
         syncs.iter().flat_map(|sync| sync.captured().map(move |(table, relation)| (table, sync, relation))).collect();
     tables.sort_by_key(|&(table, _, relation)| (table.to_u32(), relation));
@@ -147,6 +146,7 @@ pub fn owned(name: &str) -> Sync {
     if !owns(&sync) {
         failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of sync {name}"))
             .detail(format!("Its owner is role \"{}\".", role_name(sync.owner)))
+            .hint("That role, its members and superusers may.")
             .raise();
     }
     sync

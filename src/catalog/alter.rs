@@ -2,18 +2,19 @@
 
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, not_parked, owned};
+use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, not_parked, owned};
 use crate::catalog::declare::{
-    check_fields, check_jitter, check_pipeline, check_search_fields, fits, index_columns, not_null, one_of,
-    ttl_milliseconds,
+    check_fields, check_jitter, check_pipeline, check_search_fields, fits, index_columns, one_of, ttl_milliseconds,
 };
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::enqueue::layout;
+use crate::catalog::naming::check_sync_name;
 use crate::catalog::source::Table;
-use crate::catalog::{self, Kind, Sync, mapping, ours, relation};
-use crate::error::failure;
+use crate::catalog::{self, Kind, Sync, mapping, ours, relation, triggers};
+use crate::error::{failure, no_nulls, not_null};
 use crate::server::role_name;
 use crate::worker::pace::parse_window;
+use crate::worker::shape::Shape;
 use crate::worker::store;
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
@@ -86,6 +87,9 @@ fn alter_sync(
     jitter: default!(Option<f64>, "NULL"),
     owner: default!(Option<String>, "NULL"),
     server: default!(Option<String>, "NULL"),
+    name: default!(Option<String>, "NULL"),
+    index: default!(Option<String>, "NULL"),
+    key: default!(Option<String>, "NULL"),
     backfill_rate: default!(Option<f64>, "NULL"),
     backfill_window: default!(Option<String>, "NULL"),
     reset: default!(Option<Vec<Option<String>>>, "NULL"),
@@ -106,6 +110,10 @@ fn alter_sync(
     only_for(Kind::Index, &before, "period", period.is_some());
     only_for(Kind::Index, &before, "search_fields", search_fields.is_some());
     only_for(Kind::Index, &before, "on_reject", on_reject.is_some());
+    only_for(Kind::Index, &before, "index", index.is_some());
+    only_for(Kind::Cache, &before, "key", key.is_some());
+    same_target("index", index, &before);
+    same_target("key", key, &before);
     only_for(Kind::Cache, &before, "format", format.is_some());
     only_for(Kind::Cache, &before, "ttl", ttl.is_some());
     only_for(Kind::Cache, &before, "jitter", jitter.is_some());
@@ -135,7 +143,7 @@ fn alter_sync(
     if before.kind == Kind::Index {
         after.address_columns = index_columns(&table, &before.key_columns, routing, period, &mut options);
     }
-    let reads =
+    let redeclared =
         documents(wanted, &reset, &after, &table, &mut options, after.address_columns != before.address_columns);
     after.options = Value::Object(options);
     if before.kind == Kind::Index && after.options != before.options {
@@ -147,6 +155,9 @@ fn alter_sync(
         let any = after.options["document_column"] == Value::Bool(true);
         let checked = check_search_fields(&document::columns(&after, &table), any, searched);
         after.options["search_fields"] = json!(checked);
+    }
+    if let Some(name) = name {
+        after.name = new_name(name, &before);
     }
     if let Some(owner) = owner {
         after.owner = new_owner(&owner, &table);
@@ -161,8 +172,8 @@ fn alter_sync(
     announce(&before, &after, cost);
     if !dry_run && after != before {
         store(&before, &after, cost, &table);
-        if let Some(reads) = reads {
-            relation::warn_of_undeclared(&after.name, &reads);
+        if redeclared {
+            relation::warn_of_undeclared(&after.name);
         }
     }
     cost.as_str().to_owned()
@@ -175,13 +186,66 @@ fn invalid(message: String) -> crate::error::Failure {
 fn only_for(kind: Kind, sync: &Sync, argument: &str, given: bool) {
     if given && sync.kind != kind {
         let what = if kind == Kind::Index { "an index" } else { "a cache" };
-        invalid(format!("\"{argument}\" is for {what}, which sync \"{}\" does not feed", sync.name)).raise();
+        invalid(format!("\"{argument}\" is for {what}, which sync \"{}\" does not feed", sync.name))
+            .hint("Leave it out; fanout.status tells the kind of each sync.")
+            .raise();
+    }
+}
+
+/// Another index, or other keys, are another target: the one that is there would stay as it is, with nobody to feed it.
+fn same_target(argument: &str, given: Option<String>, sync: &Sync) {
+    if given.is_none_or(|given| given == sync.target) {
+        return;
+    }
+    let maker = match sync.kind {
+        Kind::Index => "fanout.index_table(…, index => '…')",
+        Kind::Cache => "fanout.cache_table(…, key => '…')",
+    };
+    failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("\"{argument}\" of a sync can't be changed"))
+        .detail(format!("Sync \"{}\" feeds \"{}\".", sync.name, sync.target))
+        .hint(format!(
+            "Make a second sync beside it: {maker}; when that is live: SELECT fanout.drop_sync({}, drop_target => true);",
+            pgrx::spi::quote_literal(&sync.name)
+        ))
+        .raise();
+}
+
+/// Another name for a sync; an ERROR if it can have none such.
+fn new_name(name: String, sync: &Sync) -> String {
+    if let Err(refusal) = check_sync_name(&name) {
+        refusal.raise();
+    }
+    if name != sync.name && catalog::find(&name).is_some() {
+        failure(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("sync \"{name}\" already exists"))
+            .hint("Give another: name => '…'.")
+            .raise();
+    }
+    name
+}
+
+/// Makes the triggers anew, with the sync's new name in them. Open transactions that have written to the tables are waited
+/// for, so no change is between the two.
+fn rename_triggers(before: &Sync, after: &Sync) {
+    let tables = captured(std::slice::from_ref(before));
+    for (table, _, relation) in tables {
+        let Some(table) = table else { continue };
+        table.check_rights(catalog::caller());
+        if let Some((name, of)) = triggers::by_hand(&before.name, relation).first() {
+            failure(
+                PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                format!("\"name\" can't be changed: trigger \"{name}\" on {of} was put there by hand"),
+            )
+            .hint("Drop it, and create it anew with the new name of the sync as its argument.")
+            .raise();
+        }
+        triggers::drop_all(&table, &before.name, relation);
+        triggers::create(&table, &after.name, relation);
     }
 }
 
 /// Takes options back to their defaults; gives their names.
 fn reset_options(reset: Option<Vec<Option<String>>>, options: &mut Map<String, Value>) -> Vec<String> {
-    let names: Vec<String> = reset.unwrap_or_default().into_iter().flatten().collect();
+    let names = no_nulls("reset", reset.unwrap_or_default());
     for name in &names {
         let Some((_, option)) = RESETTABLE.iter().find(|(known, _)| known == name) else {
             let known: Vec<&str> = RESETTABLE.iter().map(|(known, _)| *known).collect();
@@ -211,8 +275,8 @@ fn pace(rate: Option<f64>, window: Option<String>, options: &mut Map<String, Val
     }
 }
 
-/// Declares the documents anew, if anything of them was given or reset, or what a query has to yield beside them changes: then as a whole, out of what was given and what the
-/// sync has. Gives the tables that are read for them beside the source.
+/// Declares the documents anew, if anything of them was given or reset, or what a query has to yield beside them changes: then
+/// as a whole, out of what was given and what the sync has. False if nothing was.
 fn documents(
     wanted: Wanted,
     reset: &[String],
@@ -220,7 +284,7 @@ fn documents(
     table: &Table,
     options: &mut Map<String, Value>,
     readdressed: bool,
-) -> Option<Vec<pg_sys::Oid>> {
+) -> bool {
     let given = |name: &str| reset.iter().any(|reset| reset == name);
     let untouched = !readdressed
         && wanted.columns.is_none()
@@ -229,7 +293,7 @@ fn documents(
         && wanted.document.is_none()
         && !["columns", "rename", "predicate", "document"].iter().any(|name| given(name));
     if untouched {
-        return None;
+        return false;
     }
     let mut whole = wanted;
     let by_new_text = whole.document.is_some() || whole.predicate.is_some();
@@ -255,9 +319,14 @@ fn documents(
     for option in ["fields", "predicate", "document", "document_column", "search_path"] {
         options.remove(option);
     }
-    let check = || whole.check(table, &sync.address_columns, options).1;
+    let check = || whole.check(table, &sync.address_columns, options);
     // A text that the sync has is read where its names were looked up when it was given, and as who gave it.
-    Some(if by_new_text { check() } else { acting_for(sync, check) })
+    if by_new_text {
+        check()
+    } else {
+        acting_for(sync, check)
+    };
+    true
 }
 
 /// The role of that name, if the caller may give it the sync.
@@ -269,10 +338,14 @@ fn new_owner(name: &str, table: &Table) -> pg_sys::Oid {
         (role, role != pg_sys::InvalidOid && pg_sys::has_privs_of_role(catalog::caller(), role))
     };
     if role == pg_sys::InvalidOid {
-        failure(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("role \"{name}\" does not exist")).raise();
+        failure(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, format!("role \"{name}\" does not exist"))
+            .hint("Give \"owner\" the name of a role, as \\du lists them.")
+            .raise();
     }
     if !allowed {
-        failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be member of role \"{name}\"")).raise();
+        failure(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be member of role \"{name}\""))
+            .hint("A sync is given to a role that you could be: \"owner\" is who the worker reads as.")
+            .raise();
     }
     table.check_rights(role);
     role
@@ -286,6 +359,7 @@ fn check_server(sync: &Sync) {
             PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
             format!("\"{}\" on server \"{}\" is fed by sync \"{}\" already", sync.target, sync.server, other.name),
         )
+        .hint("Name another \"server\", or end that sync: fanout.drop_sync().")
         .raise();
     }
 }
@@ -335,6 +409,9 @@ fn announce(before: &Sync, after: &Sync, cost: Cost) {
     if after.owner != before.owner {
         notice!("sync \"{name}\" is read as role \"{}\" from now on", role_name(after.owner));
     }
+    if after.name != before.name {
+        notice!("sync \"{name}\" is called \"{}\" from now on", after.name);
+    }
 }
 
 fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
@@ -352,9 +429,14 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
         }
         Cost::Resync => format!(", {ANEW}, {NEXT_INDEX}"),
     };
+    let mut shape = before.shape.clone();
+    if after.name != before.name {
+        shape = shape.map(|known| Shape::without_triggers(before, known));
+        rename_triggers(before, after);
+    }
     let sql = format!(
         "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4,
-             address_columns = $5, layout = $6{progress} WHERE sync_id = $1"
+             address_columns = $5, layout = $6, name = $7, shape = $8{progress} WHERE sync_id = $1"
     );
     // As of now, and not when the worker comes to it: what is in the journal is of other types than what it will find there.
     let layout = if readdressed { Some(i64::from(image::layout(layout(after)).signature)) } else { before.layout };
@@ -370,6 +452,8 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
                     after.server.clone().into(),
                     after.address_columns.clone().into(),
                     layout.into(),
+                    after.name.clone().into(),
+                    shape.map(JsonB).into(),
                 ],
             )?;
             if readdressed {

@@ -3,9 +3,9 @@
 use crate::capture::{enqueue_image, image};
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::{not_parked, owned};
-use crate::catalog::declare::not_null;
 use crate::catalog::enqueue::layout;
 use crate::catalog::ours;
+use crate::error::not_null;
 use pgrx::prelude::*;
 use pgrx::{Spi, default};
 

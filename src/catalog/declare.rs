@@ -8,7 +8,7 @@ use crate::catalog::naming::{check_index_name, check_sync_name, field_name_probl
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{self, Kind, document, identity, ours, relation, require_preloaded, triggers};
-use crate::error::failure;
+use crate::error::{failure, no_nulls, not_null};
 use crate::server::{self, ServerKind};
 use delivery::period::Period;
 use delivery::template::KeyTemplate;
@@ -52,7 +52,6 @@ fn index_table(
 ) -> String {
     let wanted = wanted(Kind::Index, source, server, name);
     let mut options = Map::new();
-    catalog::mapping::declare(&mut options, mapping, settings, types);
     options.insert("on_reject".to_owned(), json!(one_of("on_reject", on_reject, &["keep", "delete"])));
     if let Some(index) = &index
         && let Err(refusal) = check_index_name(index)
@@ -61,27 +60,89 @@ fn index_table(
     }
     let table = lock_source(&wanted);
     let target = index.unwrap_or_else(|| default_index(&table));
-    if let Some(aliases) = aliases {
-        let aliases = catalog::mapping::overrides::check_aliases(aliases.0, &target);
-        options.insert("aliases".to_owned(), Value::Object(aliases));
-    }
-    if let Some(pipeline) = pipeline {
-        options.insert("pipeline".to_owned(), json!(check_pipeline(pipeline)));
-    }
     let key = key_columns(&table);
-    let address = index_columns(&table, &key, routing, period, &mut options);
     let documents = document::Wanted { columns, rename, predicate, document };
-    let (fields, reads) = documents.check(&table, &address, &mut options);
-    check_fields(&fields);
+    let arguments = IndexArguments { mapping, settings, types, aliases, routing, pipeline, period, documents };
+    let (address, fields) = arguments.check(&table, &key, &target, &mut options);
     if let Some(searched) = search_fields {
         let any = options.get("document_column") == Some(&Value::Bool(true));
         options.insert("search_fields".to_owned(), json!(check_search_fields(&fields, any, searched)));
     }
-    let options = Value::Object(options);
-    catalog::mapping::check_field_count(&table.name, &fields, &options);
-    let name = record(wanted, &table, target, key, address, options);
-    relation::warn_of_undeclared(&name, &reads);
+    let name = record(wanted, &table, target, key, address, Value::Object(options));
+    relation::warn_of_undeclared(&name);
     name
+}
+
+/// What a caller says of an index and of what is in it.
+struct IndexArguments {
+    mapping: Option<JsonB>,
+    settings: Option<JsonB>,
+    types: Option<JsonB>,
+    aliases: Option<JsonB>,
+    routing: Option<String>,
+    pipeline: Option<String>,
+    period: Option<String>,
+    documents: document::Wanted,
+}
+
+impl IndexArguments {
+    /// Checks it and puts it into the sync's options. Gives the address columns and the fields of the documents.
+    fn check(
+        self,
+        table: &Table,
+        key: &[String],
+        target: &str,
+        options: &mut Map<String, Value>,
+    ) -> (Vec<String>, Vec<Column>) {
+        catalog::mapping::declare(options, self.mapping, self.settings, self.types);
+        if let Some(aliases) = self.aliases {
+            let aliases = catalog::mapping::overrides::check_aliases(aliases.0, target);
+            options.insert("aliases".to_owned(), Value::Object(aliases));
+        }
+        if let Some(pipeline) = self.pipeline {
+            options.insert("pipeline".to_owned(), json!(check_pipeline(pipeline)));
+        }
+        let address = index_columns(table, key, self.routing, self.period, options);
+        let fields = self.documents.check(table, &address, options);
+        check_fields(&fields);
+        catalog::mapping::check_field_count(&table.name, &fields, &Value::Object(options.clone()));
+        (address, fields)
+    }
+}
+
+/// Shows the settings, mappings and aliases with which `fanout.index_table()` would create an index, called with the same
+/// arguments; refuses what that would refuse of them.
+#[pg_extern(schema = "fanout")]
+#[allow(clippy::too_many_arguments)]
+fn mapping(
+    source: Option<Regclass>,
+    mapping: default!(Option<JsonB>, "NULL"),
+    settings: default!(Option<JsonB>, "NULL"),
+    types: default!(Option<JsonB>, "NULL"),
+    columns: default!(Option<Vec<Option<String>>>, "NULL"),
+    rename: default!(Option<JsonB>, "NULL"),
+    predicate: default!(Option<String>, "NULL"),
+    document: default!(Option<String>, "NULL"),
+    aliases: default!(Option<JsonB>, "NULL"),
+    routing: default!(Option<String>, "NULL"),
+    pipeline: default!(Option<String>, "NULL"),
+    period: default!(Option<String>, "NULL"),
+) -> JsonB {
+    let table = Table::get(not_null("source", source).0);
+    if table.columns.is_empty() {
+        failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" has no columns", table.name))
+            .hint("Name a table whose rows are to be documents.")
+            .raise();
+    }
+    // A plain table shows its mapping though a sync would need a key of it.
+    let keyed = document.is_some() || routing.is_some() || period.is_some();
+    let key = if keyed { key_columns(&table) } else { Vec::new() };
+    let mut options = Map::new();
+    let documents = document::Wanted { columns, rename, predicate, document };
+    let arguments = IndexArguments { mapping, settings, types, aliases, routing, pipeline, period, documents };
+    let (_, mut fields) = arguments.check(&table, &key, &table.name, &mut options);
+    fields.retain(|column| document::is_mapped(column, options.contains_key("document")));
+    JsonB(catalog::mapping::body(&fields, &Value::Object(options)))
 }
 
 /// Keeps keys of Redis in step with a table. Returns the sync's name.
@@ -118,16 +179,10 @@ fn cache_table(
     let key = key_columns(&table);
     let address = address_columns(&table, &key, &template);
     let documents = document::Wanted { columns, rename, predicate, document };
-    let (_, reads) = documents.check(&table, &address, &mut options);
+    documents.check(&table, &address, &mut options);
     let name = record(wanted, &table, template_text, key, address, Value::Object(options));
-    relation::warn_of_undeclared(&name, &reads);
+    relation::warn_of_undeclared(&name);
     name
-}
-
-pub fn not_null<T>(name: &str, value: Option<T>) -> T {
-    value.unwrap_or_else(|| {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be NULL")).raise()
-    })
 }
 
 /// The value of an argument that has few valid ones; an ERROR if it is another.
@@ -226,7 +281,7 @@ pub fn check_fields(fields: &[Column]) {
 /// Each is a field, a field with a boost (`title^3`), or a subfield of one (`title.keyword`). `any`: which fields there are is
 /// not known.
 pub fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<String>>) -> Vec<String> {
-    let fields: Vec<String> = fields.into_iter().map(|field| not_null("search_fields", field)).collect();
+    let fields = no_nulls("search_fields", fields);
     if fields.is_empty() {
         failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "\"search_fields\" names no column")
             .hint("Leave it out to search in all columns of text types.")
@@ -255,6 +310,7 @@ pub fn check_search_fields(known: &[Column], any: bool, fields: Vec<Option<Strin
                 "The fields are: {}.",
                 known.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", ")
             ))
+            .hint("Name one of these, or a subfield of one as 'title.keyword'.")
             .raise();
         }
     }
@@ -448,7 +504,7 @@ fn default_name(wanted: &Wanted, table: &Table) -> String {
     };
     let name = format!("{}{suffix}", table.name);
     if let Err(refusal) = check_sync_name(&name) {
-        refusal.hint("Name the sync: name => '…'.").raise();
+        refusal.raise();
     }
     notice!("the sync is named \"{name}\": \"{}\" is another sync of this table", table.name);
     name

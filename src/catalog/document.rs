@@ -5,7 +5,7 @@ use crate::catalog::key::type_name;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{Sync, ours};
 use crate::document::{query, statements};
-use crate::error::failure;
+use crate::error::{failure, no_nulls};
 use crate::server::quoted;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi, pg_sys};
@@ -23,14 +23,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Checks it and puts it into the sync's options. Gives the columns that documents have as fields, and the tables that
-    /// are read for them beside the source.
-    pub fn check(
-        self,
-        table: &Table,
-        address: &[String],
-        options: &mut Map<String, Value>,
-    ) -> (Vec<Column>, Vec<pg_sys::Oid>) {
+    /// Checks it and puts it into the sync's options. Gives the columns that documents have as fields.
+    pub fn check(self, table: &Table, address: &[String], options: &mut Map<String, Value>) -> Vec<Column> {
         if self.predicate.is_some() || self.document.is_some() {
             options.insert("search_path".to_owned(), json!(search_path()));
         }
@@ -57,7 +51,7 @@ impl Wanted {
                 if let Some(predicate) = self.predicate {
                     check_predicate(&predicate, table, options);
                 }
-                (fields, Vec::new())
+                fields
             }
         }
     }
@@ -89,6 +83,7 @@ fn check_columns(
                 format!("column \"{name}\" named in {argument} does not exist in table \"{}\"", table.name),
             )
             .detail(format!("The columns are: {}.", table.column_names()))
+            .hint("Name one of these, as it is written there.")
             .raise()
         })
     };
@@ -97,12 +92,7 @@ fn check_columns(
         Some(columns) if columns.is_empty() => {
             invalid("\"columns\" names no column".to_owned()).hint("Leave it out for all columns.").raise()
         }
-        Some(columns) => columns
-            .into_iter()
-            .map(|name| {
-                column("columns", &name.unwrap_or_else(|| invalid("\"columns\" must not hold NULL".to_owned()).raise()))
-            })
-            .collect(),
+        Some(columns) => no_nulls("columns", columns).into_iter().map(|name| column("columns", &name)).collect(),
     };
     let rename = match rename.map(|rename| rename.0) {
         None => Map::new(),
@@ -114,10 +104,14 @@ fn check_columns(
     for (name, field) in &rename {
         column("rename", name);
         if !chosen.iter().any(|column| column.name == *name) {
-            invalid(format!("column \"{name}\" named in rename is not one of \"columns\"")).raise();
+            invalid(format!("column \"{name}\" named in rename is not one of \"columns\""))
+                .hint("Name it in \"columns\", too, or leave it out of \"rename\".")
+                .raise();
         }
         if !field.is_string() {
-            invalid(format!("\"rename\" must give column \"{name}\" a name")).raise();
+            invalid(format!("\"rename\" must give column \"{name}\" a name"))
+                .hint("For example '{\"price\": \"list_price\"}': the column, then the field.")
+                .raise();
         }
     }
     let names: Vec<String> = chosen.iter().map(|column| column.name.clone()).collect();
@@ -126,6 +120,7 @@ fn check_columns(
     if count != chosen.len() {
         failure(PgSqlErrorCode::ERRCODE_DUPLICATE_COLUMN, "two columns would be the same field")
             .detail(format!("The columns are: {}.", names.join(", ")))
+            .hint("Give each another name in \"rename\", or name it once in \"columns\".")
             .raise();
     }
     options.insert("fields".to_owned(), fields);
@@ -143,7 +138,10 @@ fn check_predicate(predicate: &str, table: &Table, options: &mut Map<String, Val
     let sql = format!("SELECT true FROM {} AS {alias} WHERE ({predicate}\n)", table.quoted());
     // Between brackets as well as between parentheses: it cannot end what it is put into.
     query::only_select("predicate", &format!("SELECT ARRAY[{predicate}\n]"));
-    let described = query::named("predicate", || query::describe(&query::only_select("predicate", &sql), &[]));
+    let described =
+        query::named("predicate", "It is a condition on the columns of the source, as after WHERE.", || {
+            query::describe(&query::only_select("predicate", &sql), &[])
+        });
     check_stable("predicate", &described);
     if described.reads.iter().filter(|&&oid| oid == table.oid).count() > 1 {
         failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, "\"predicate\" reads other rows of the source")
@@ -166,16 +164,11 @@ fn is_json(column: &Column) -> bool {
     matches!(column.type_oid, pg_sys::JSONOID | pg_sys::JSONBOID)
 }
 
-fn check_query(
-    document: &str,
-    table: &Table,
-    address: &[String],
-    options: &mut Map<String, Value>,
-) -> (Vec<Column>, Vec<pg_sys::Oid>) {
+fn check_query(document: &str, table: &Table, address: &[String], options: &mut Map<String, Value>) -> Vec<Column> {
     let document = query::only_select("document", document);
     // As the worker reads it: as part of another query, where nothing can write.
     let wrapped = format!("SELECT * FROM (\n{document}\n) AS __fanout_q");
-    let described = query::named("document", || query::describe(&wrapped, &[]));
+    let described = query::named("document", query::TRY_IT, || query::describe(&wrapped, &[]));
     check_stable("document", &described);
     let yields = || {
         format!("It yields: {}.", described.columns.iter().map(|it| it.name.as_str()).collect::<Vec<_>>().join(", "))
@@ -229,9 +222,9 @@ fn check_query(
     }
     options.insert("document".to_owned(), json!(document));
     options.insert("document_column".to_owned(), json!(whole));
-    let reads = beside(&described.reads, table.oid);
-    let columns = if whole { Vec::new() } else { described.columns };
-    (columns, reads)
+    // Refuses what the worker cannot read.
+    tables(&described.reads);
+    if whole { Vec::new() } else { described.columns }
 }
 
 /// Raises for a query whose result changes without any row being changed.
@@ -241,6 +234,7 @@ pub fn check_stable(argument: &str, described: &query::Described) {
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("\"{argument}\" locks rows: FOR UPDATE and its kin can't be used"),
         )
+        .hint("Leave the locking clause out: the worker only reads.")
         .raise();
     }
     if described.volatile {
@@ -298,6 +292,7 @@ pub fn tables(reads: &[pg_sys::Oid]) -> Vec<pg_sys::Oid> {
             format!("the query reads temporary table \"{name}\""),
         )
         .detail("Only the session that made it can read it.")
+        .hint("Read an ordinary table instead.")
         .raise();
     }
     rows.into_iter().map(|(oid, ..)| oid).collect()
@@ -316,14 +311,41 @@ pub fn fields(sync: &Sync, table: &Table) -> Vec<(String, Column)> {
     fields.iter().filter_map(field).collect()
 }
 
+/// Whether a column is a field of a known type: not one of type json that a query yields.
+pub fn is_mapped(column: &Column, by_query: bool) -> bool {
+    !by_query || !is_json(column)
+}
+
 /// The columns that a sync's documents have as fields of known types, by the fields' names: not those of type json that a query
 /// yields, which may hold objects, lists or values. Within a transaction.
 pub fn columns(sync: &Sync, table: &Table) -> Vec<Column> {
     if sync.options["document_column"] == Value::Bool(true) {
         return Vec::new();
     }
-    let known = |(_, column): &(String, Column)| sync.document_query().is_none() || !is_json(column);
+    let by_query = sync.document_query().is_some();
+    let known = |(_, column): &(String, Column)| is_mapped(column, by_query);
     fields(sync, table).into_iter().filter(known).map(|(name, column)| Column { name, ..column }).collect()
+}
+
+/// Which tables a query joins.
+pub struct Readings {
+    /// Each as often as rows of it can be joined at a time.
+    pub tables: Vec<pg_sys::Oid>,
+    /// It is recursive: some of them any number of times.
+    pub recursive: bool,
+}
+
+/// What a sync's query reads, its source too. Within a transaction.
+pub fn readings(sync: &Sync) -> Readings {
+    let Some(document) = sync.document_query() else { return Readings { tables: Vec::new(), recursive: false } };
+    let described = acting_for(sync, || query::describe(document, &[]));
+    let known = tables(&described.reads);
+    let mut tables: Vec<pg_sys::Oid> = described.reads.into_iter().filter(|oid| known.contains(oid)).collect();
+    // What stands in a CTE once can be read by each mention of that.
+    for _ in 0..described.mentions {
+        tables.extend(&known);
+    }
+    Readings { tables, recursive: described.recursive }
 }
 
 /// The tables that a sync's query reads beside its source. Within a transaction.

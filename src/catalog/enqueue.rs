@@ -3,23 +3,26 @@
 use crate::capture::{enqueue_image, image};
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::{not_parked, owns};
-use crate::catalog::declare::not_null;
 use crate::catalog::key::type_name;
+use crate::catalog::key_values::{KeyValue, given, input};
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{self, Sync, ours};
-use crate::error::failure;
+use crate::error::{failure, no_nulls, not_null};
 use crate::server::quoted;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::{FromDatum, Spi, pg_sys};
-use std::ffi::CString;
 
 /// Enqueues one row: the values of the key columns in their order, or of all address columns. Whether the row exists does
 /// not matter: what exists when the worker looks is delivered, what doesn't is deleted from the target.
-#[pg_extern(schema = "fanout")]
-fn enqueue(sync: Option<&str>, key: pgrx::VariadicArray<&str>) {
-    let values: Vec<Option<String>> = key.iter().map(|value| value.map(str::to_owned)).collect();
-    Target::of(sync).enqueue(&values);
+#[pg_extern(sql = r#"
+CREATE FUNCTION fanout.enqueue(sync text, VARIADIC key "any") RETURNS void
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
+fn enqueue(sync: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) {
+    let target = Target::of(sync);
+    // SAFETY: of this call, whose second argument is the first of the key.
+    target.enqueue(&unsafe { given(fcinfo, 1) });
 }
 
 /// Enqueues many rows of a sync whose key is one column. Returns how many.
@@ -35,11 +38,12 @@ fn enqueue_keys(sync: Option<&str>, keys: Option<Vec<Option<String>>>) -> i64 {
         .hint("Call fanout.enqueue(sync, key, …) for each row.")
         .raise();
     }
-    let keys = keys.unwrap_or_default();
-    for key in &keys {
-        target.enqueue(std::slice::from_ref(key));
+    let keys = no_nulls("keys", not_null("keys", keys));
+    let count = keys.len() as i64;
+    for key in keys {
+        target.enqueue(&[Some(KeyValue::Text(key))]);
     }
-    keys.len() as i64
+    count
 }
 
 /// A sync, and its source as it is now.
@@ -68,40 +72,15 @@ impl Target {
         Target { sync, table, columns, layout }
     }
 
-    fn enqueue(&self, values: &[Option<String>]) {
-        let keys = self.sync.key_columns.len();
-        let complete = values.len() == self.columns.len();
-        if !complete && values.len() != keys {
-            let expected = if keys == self.columns.len() {
-                format!("Expected is: {}.", self.sync.key_columns.join(", "))
-            } else {
-                format!(
-                    "Expected is the key ({}) or the whole address ({}).",
-                    self.sync.key_columns.join(", "),
-                    self.sync.address_columns.join(", ")
-                )
-            };
-            failure(
-                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                format!("sync \"{}\" can't be told a row by {} value(s)", self.sync.name, values.len()),
-            )
-            .detail(expected)
-            .raise();
-        }
-        if let Some(at) = values.iter().take(keys).position(Option::is_none) {
-            failure(
-                PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
-                format!("key column \"{}\" can't be NULL", self.columns[at].name),
-            )
-            .raise();
-        }
+    fn enqueue(&self, values: &[Option<KeyValue>]) {
+        check_values(&self.sync, &self.columns, values);
         let datums: Vec<Option<pg_sys::Datum>> = self
             .columns
             .iter()
             .zip(values)
-            .map(|(column, value)| value.as_deref().map(|value| input(column, value)))
+            .map(|(column, value)| value.as_ref().map(|value| input(column, value)))
             .collect();
-        if complete {
+        if values.len() == self.columns.len() {
             self.note(&datums);
         } else {
             self.look_up(&datums);
@@ -209,22 +188,41 @@ fn address_columns(sync: &Sync, table: &Table) -> Vec<Column> {
     sync.address_columns.iter().map(find).collect()
 }
 
-/// The address of the row with these values: those of the key, or of all address columns. What is not given is NULL in it.
-/// An ERROR where there are neither so many, or one is none of its column's type.
-pub fn address_of(sync: &Sync, values: &[Option<String>]) -> Vec<u8> {
-    let columns = address_columns(sync, &Table::get(sync.source));
-    if values.len() != columns.len() && values.len() != sync.key_columns.len() {
+/// Raises unless these can be the values of the key, or of all address columns.
+fn check_values(sync: &Sync, columns: &[Column], values: &[Option<KeyValue>]) {
+    let keys = sync.key_columns.len();
+    if values.len() != columns.len() && values.len() != keys {
+        let key = sync.key_columns.join(", ");
         failure(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("sync \"{}\" knows its rows by other columns than {} value(s)", sync.name, values.len()),
+            format!("\"key\" of sync \"{}\" can't be {} value(s)", sync.name, values.len()),
         )
-        .detail(format!("Its key is ({}).", sync.key_columns.join(", ")))
-        .hint("Give the values of the key in that order.")
+        .detail(if keys == columns.len() {
+            format!("The key is ({key}).")
+        } else {
+            format!("The key is ({key}), the whole address ({}).", sync.address_columns.join(", "))
+        })
+        .hint("Give a value for each of these columns, in that order.")
         .raise();
     }
+    if let Some((column, _)) = columns.iter().zip(values).take(keys).find(|(_, value)| value.is_none()) {
+        failure(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("\"key\" must not hold NULL: it is given for key column \"{}\"", column.name),
+        )
+        .hint("No row has NULL in its key.")
+        .raise();
+    }
+}
+
+/// The address of the row with these values: those of the key, or of all address columns. What is not given is NULL in it.
+/// An ERROR where there are neither so many, or one is none of its column's type.
+pub fn address_of(sync: &Sync, values: &[Option<KeyValue>]) -> Vec<u8> {
+    let columns = address_columns(sync, &Table::get(sync.source));
+    check_values(sync, &columns, values);
     let mut address = Vec::new();
     for (place, column) in columns.iter().enumerate() {
-        let datum = values.get(place).and_then(Option::as_deref).map(|value| input(column, value));
+        let datum = values.get(place).and_then(Option::as_ref).map(|value| input(column, value));
         let null = datum.is_none();
         // SAFETY: the datum comes from the input function of the column's type.
         unsafe {
@@ -245,19 +243,6 @@ pub fn layout(sync: &Sync) -> Vec<image::Storage> {
     address_columns(sync, &table).iter().map(|column| image::Storage::of(column.type_oid)).collect()
 }
 
-/// Reads a value as an INSERT of the literal would: the type's input function, as the caller.
-fn input(column: &Column, value: &str) -> pg_sys::Datum {
-    let Ok(value) = CString::new(value) else {
-        failure(PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE, "a value contains a NUL character").raise()
-    };
-    let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-    // SAFETY: the input function of a type reads a C string and gives a datum of that type in the current memory context.
-    unsafe {
-        pg_sys::getTypeInputInfo(column.type_oid, &mut function, &mut parameter);
-        pg_sys::OidInputFunctionCall(function, value.as_ptr().cast_mut(), parameter, column.type_modifier)
-    }
-}
-
 /// The type's own equality operator, by schema and name: which `=` a search_path finds is the caller's affair.
 fn equality(column: &Column) -> String {
     // SAFETY: a look-up in the type cache, whose entries are never freed.
@@ -267,6 +252,7 @@ fn equality(column: &Column) -> String {
             PgSqlErrorCode::ERRCODE_UNDEFINED_FUNCTION,
             format!("type {} has no equality operator", type_name(column.type_oid)),
         )
+        .detail(format!("Key column \"{}\" is of that type.", column.name))
         .raise();
     }
     let name = privileged(|| {

@@ -1,10 +1,16 @@
 //! Ways from one table to another along foreign keys.
 
 use crate::catalog::acting::privileged;
+use crate::catalog::document::Readings;
 use crate::catalog::ours;
 use crate::catalog::source::Table;
 use crate::server::quoted;
 use pgrx::{Spi, pg_sys};
+
+/// More ways than anybody means.
+const MOST_WAYS: usize = 16;
+/// Ways of one length that are looked at.
+const MOST_OPEN: usize = 1000;
 
 /// A step of a way: rows of the next table whose `to` columns equal the `from` columns of a row here.
 #[derive(Clone, Debug)]
@@ -25,6 +31,19 @@ impl Path {
     /// The columns of the first table that matter.
     pub fn columns(&self) -> &[String] {
         &self.0[0].from
+    }
+
+    /// The conditions that it joins by, as a message shows them.
+    pub fn conditions(&self, start: &str) -> String {
+        let mut before = start.to_owned();
+        let mut conditions = Vec::new();
+        for step in &self.0 {
+            for (from, to) in step.from.iter().zip(&step.to) {
+                conditions.push(format!("{before}.{} = {}.{}", quoted(from), step.name, quoted(to)));
+            }
+            before.clone_from(&step.name);
+        }
+        conditions.join(", ")
     }
 
     /// The query from `changed`, which has these columns, to the key of the last table; None if the columns are that key, in
@@ -57,33 +76,70 @@ impl Path {
     }
 }
 
-/// The shortest ways from a table to another, by way of tables that are among `between`.
-pub fn paths(from: &Table, to: &Table, between: &[pg_sys::Oid]) -> Vec<Path> {
-    let mut tables: Vec<pg_sys::Oid> = between.to_vec();
+/// Where a table leads to along foreign keys.
+pub struct Ways {
+    /// All of them, the shortest first.
+    pub paths: Vec<Path>,
+    /// There are more than that.
+    pub more: bool,
+    /// The query repeats itself: a way by a table that refers to itself may be of any length.
+    pub endless: bool,
+}
+
+impl Ways {
+    /// Those of the fewest steps.
+    pub fn shortest(&self) -> &[Path] {
+        let steps = |path: &Path| path.0.len();
+        let fewest = self.paths.first().map_or(0, steps);
+        &self.paths[..self.paths.iter().take_while(|path| steps(path) == fewest).count()]
+    }
+
+    /// True if following only the shortest might miss documents.
+    pub fn differ(&self) -> bool {
+        self.more || self.endless || self.shortest().len() < self.paths.len()
+    }
+}
+
+/// The ways from a table to another by way of the tables that a query reads. None goes by a table more often than the query
+/// reads it: each row that it joins is of another reading.
+pub fn ways(from: &Table, to: &Table, readings: &Readings) -> Ways {
+    let mut tables: Vec<pg_sys::Oid> = readings.tables.clone();
     tables.extend([from.oid, to.oid]);
+    tables.sort_unstable_by_key(|oid| oid.to_u32());
+    tables.dedup();
     let steps = privileged(|| ours(steps(&tables)));
-    let mut ways = vec![(from.oid, Vec::<Step>::new())];
-    // No way visits a table twice, so none is longer than there are tables.
-    for _ in 0..tables.len() {
+    let refers_to_itself = |oid: pg_sys::Oid| steps.iter().any(|step| step.start == oid && step.end == oid);
+    let allowed = |oid: pg_sys::Oid| {
+        let read = readings.tables.iter().filter(|&&read| read == oid).count().max(1);
+        // Once more shows that there is no end.
+        read + usize::from(readings.recursive && refers_to_itself(oid))
+    };
+    let mut ways = Ways { paths: Vec::new(), more: false, endless: false };
+    let mut open = vec![(from.oid, Vec::<Step>::new())];
+    while !open.is_empty() {
         let mut longer = Vec::new();
-        for (at, way) in &ways {
+        for (at, way) in &open {
             for step in steps.iter().filter(|step| step.start == *at) {
-                let seen = step.end == from.oid || way.iter().any(|before| before.end == step.end);
-                if !seen {
+                let visits =
+                    way.iter().filter(|before| before.end == step.end).count() + usize::from(step.end == from.oid);
+                if visits < allowed(step.end) {
                     let mut way = way.clone();
                     way.push(step.clone());
                     longer.push((step.end, way));
                 }
             }
         }
-        let arrived: Vec<Path> =
-            longer.iter().filter(|(at, _)| *at == to.oid).map(|(_, way)| Path(way.clone())).collect();
-        if !arrived.is_empty() || longer.is_empty() {
-            return arrived;
+        ways.paths.extend(longer.iter().filter(|(at, _)| *at == to.oid).map(|(_, way)| Path(way.clone())));
+        if ways.paths.len() > MOST_WAYS || longer.len() > MOST_OPEN {
+            ways.paths.truncate(MOST_WAYS);
+            ways.more = true;
+            return ways;
         }
-        ways = longer;
+        open = longer;
     }
-    Vec::new()
+    let by_itself = |path: &Path| path.0.iter().any(|step| step.start == step.end);
+    ways.endless = readings.recursive && ways.paths.iter().any(by_itself);
+    ways
 }
 
 /// The foreign keys among some tables, each in both directions.

@@ -76,6 +76,7 @@ pub fn check_address_column(table: &Table, name: &str) {
             format!("column \"{name}\" of table \"{}\" does not exist", table.name),
         )
         .detail(format!("The columns are: {}.", table.column_names()))
+        .hint("Name one of these, as it is written there.")
         .raise()
     };
     if column.computed {

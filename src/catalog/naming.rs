@@ -20,7 +20,8 @@ pub fn check_sync_name(name: &str) -> Result<(), Failure> {
     } else {
         return Ok(());
     };
-    Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid sync name: {problem}")))
+    Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid sync name: {problem}"))
+        .hint("Give another: name => '…', of 1 to 63 bytes without control characters."))
 }
 
 /// Why engines would refuse an index of that name, if they would.
@@ -66,7 +67,8 @@ pub fn check_index_name(name: &str) -> Result<(), Failure> {
     match index_name_problem(name) {
         None => Ok(()),
         Some(problem) => {
-            Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid index name \"{name}\": {problem}")))
+            Err(failure(PgSqlErrorCode::ERRCODE_INVALID_NAME, format!("invalid index name \"{name}\": {problem}"))
+                .hint("Give another: index => '…', for example 'shop-products'."))
         }
     }
 }

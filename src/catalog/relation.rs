@@ -3,28 +3,39 @@
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{not_parked, owned, start_reconcile};
-use crate::catalog::declare::not_null;
-use crate::catalog::foreign_keys::{Path, paths};
+use crate::catalog::declare::one_of;
+use crate::catalog::foreign_keys::{Path, Ways, ways};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::Table;
 use crate::catalog::{self, Relation, Sync, document, ours, triggers};
 use crate::document::{query, statements};
-use crate::error::failure;
+use crate::error::{failure, no_nulls, not_null};
 use pgrx::prelude::*;
 use pgrx::{Spi, default, pg_sys};
 
 /// Declares that rows of another table belong to documents of a sync: a change there delivers these documents anew. Returns
 /// how many relations were declared.
 ///
-/// Without columns and keys the foreign keys say which rows belong to which documents. With columns alone these hold the key
-/// of the sync's source. `keys` is a query from `changed`, which has the columns of the changed rows, old and new, to keys.
+/// Without columns and keys the foreign keys say which rows belong to which documents. Where they do by ways of several lengths,
+/// `ways` says which to follow: `all`, or the `shortest`. With columns alone these hold the key of the sync's source. `keys` is a
+/// query from `changed`, which has the columns of the changed rows, old and new, to keys.
 #[pg_extern(schema = "fanout")]
 fn related(
     sync: Option<&str>,
     source: Option<Regclass>,
     columns: default!(Option<Vec<Option<String>>>, "NULL"),
     keys: default!(Option<String>, "NULL"),
+    ways: default!(Option<String>, "NULL"),
 ) -> i64 {
+    let ways = ways.map(|ways| one_of("ways", Some(ways), &["all", "shortest"]));
+    if ways.is_some() && (columns.is_some() || keys.is_some()) {
+        failure(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "\"ways\" can't be given together with \"columns\" or \"keys\"",
+        )
+        .hint("It says which foreign keys to follow, where these two don't say all.")
+        .raise();
+    }
     let (name, source) = (not_null("sync", sync), not_null("source", source));
     let sync = not_parked(owned(name));
     let table = Table::get(source.0);
@@ -51,11 +62,12 @@ fn related(
         )
         .hint("Leave out columns and keys.")
         .raise(),
-        (None, None) => derived(&sync, &root, &table),
+        (None, None) => derived(&sync, &root, &table, ways.as_deref()),
         (None, Some(_)) => failure(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "\"keys\" needs \"columns\": those of the changed rows that it uses",
         )
+        .hint("For example columns => '{variant_id}', keys => 'SELECT … FROM changed …'.")
         .raise(),
         (Some(columns), keys) => vec![explicit(&sync, &root, &table, columns, keys)],
     };
@@ -72,9 +84,9 @@ fn related(
 }
 
 /// Declares no more that rows of that table belong to documents of the sync. Returns how many relations there were.
-#[pg_extern(schema = "fanout", strict)]
-fn drop_related(sync: &str, source: Regclass) -> i64 {
-    let sync = owned(sync);
+#[pg_extern(schema = "fanout")]
+fn drop_related(sync: Option<&str>, source: Option<Regclass>) -> i64 {
+    let (sync, source) = (owned(not_null("sync", sync)), not_null("source", source));
     let relations: Vec<&Relation> = sync.relations.iter().filter(|relation| relation.source == source.0).collect();
     if relations.is_empty() {
         failure(
@@ -102,30 +114,27 @@ fn drop_related(sync: &str, source: Regclass) -> i64 {
 
 /// The relations that foreign keys suggest for the tables that a sync's query reads, and how to declare them; without
 /// columns for a table to which no foreign key leads. Tables that are declared already are left out.
-#[pg_extern(schema = "fanout", strict)]
+#[pg_extern(schema = "fanout")]
 #[allow(clippy::type_complexity)]
 fn propose_relations(
-    sync: &str,
+    sync: Option<&str>,
 ) -> TableIterator<
     'static,
     (name!(source, String), name!(columns, Option<Vec<String>>), name!(keys, Option<String>), name!(statement, String)),
 > {
-    let sync = owned(sync);
+    let sync = owned(not_null("sync", sync));
     let root = Table::get(sync.source);
-    let reads = document::reads(&sync);
+    let readings = document::readings(&sync);
     let mut rows = Vec::new();
-    for &oid in &reads {
-        if sync.relations.iter().any(|relation| relation.source == oid) {
-            continue;
-        }
+    for oid in undeclared(&sync) {
         let table = Table::get(oid);
-        let statement = statement(&sync, &table);
-        let found = if table.is_refreshed() { Vec::new() } else { paths(&table, &root, &reads) };
-        if found.is_empty() {
+        let found = ways_of(&table, &root, &readings);
+        let statement = statement(&sync, &table, &found);
+        if found.paths.is_empty() {
             rows.push((table.quoted(), None, None, statement));
             continue;
         }
-        for path in found {
+        for path in found.paths {
             let columns = path.columns().to_vec();
             rows.push((table.quoted(), Some(columns), path.keys(&sync.key_columns), statement.clone()));
         }
@@ -133,41 +142,75 @@ fn propose_relations(
     TableIterator::new(rows)
 }
 
-fn statement(sync: &Sync, table: &Table) -> String {
-    let (sync, table) = (pgrx::spi::quote_literal(&sync.name), pgrx::spi::quote_literal(table.quoted()));
-    format!("SELECT fanout.related({sync}, {table});")
+/// The tables that a sync's query reads beside the row of its source, and that are not declared.
+fn undeclared(sync: &Sync) -> Vec<pg_sys::Oid> {
+    let declared = |oid: &pg_sys::Oid| sync.relations.iter().any(|relation| relation.source == *oid);
+    document::reads(sync).into_iter().filter(|oid| !declared(oid)).collect()
 }
 
-/// Says which tables a query reads whose changes nobody captures.
-pub fn warn_of_undeclared(name: &str, reads: &[pg_sys::Oid]) {
-    if reads.is_empty() {
-        return;
+/// The ways from a related table to the source; none from what is only ever refreshed as a whole.
+fn ways_of(table: &Table, root: &Table, readings: &document::Readings) -> Ways {
+    if table.is_refreshed() {
+        return Ways { paths: Vec::new(), more: false, endless: false };
     }
-    let Some(sync) = catalog::find(name) else { return };
-    let root = Table::get(sync.source);
-    for &oid in reads {
+    ways(table, root, readings)
+}
+
+fn statement(sync: &Sync, table: &Table, ways: &Ways) -> String {
+    let (sync, table) = (pgrx::spi::quote_literal(&sync.name), pgrx::spi::quote_literal(table.quoted()));
+    let which = if ways.differ() { ", ways => 'all'" } else { "" };
+    format!("SELECT fanout.related({sync}, {table}{which});")
+}
+
+/// A table whose changes do not reach the documents.
+pub struct Unheard {
+    pub table: String,
+    pub why: &'static str,
+    /// What to do.
+    pub hint: String,
+}
+
+/// The tables that the query of a sync reads and whose changes nobody captures.
+pub fn unheard(sync: &Sync) -> Vec<Unheard> {
+    let found = undeclared(sync);
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let (root, readings) = (Table::get(sync.source), document::readings(sync));
+    let unheard = |oid: pg_sys::Oid| {
         let table = Table::get(oid);
+        let ways = ways_of(&table, &root, &readings);
         let hint = if !table.has_triggers() && !table.is_refreshed() {
             "Its changes fire no triggers: call fanout.reconcile() after each.".to_owned()
-        } else if !table.is_refreshed() && paths(&table, &root, reads).is_empty() {
+        } else if oid == sync.source || ways.endless || (!table.is_refreshed() && ways.paths.is_empty()) {
             format!(
-                "No foreign key leads from it to the source; say which rows belong to which documents: \
+                "Foreign keys do not tell which rows belong to which documents; say it: \
                  fanout.related({}, {}, columns => …, keys => 'SELECT … FROM changed …').",
-                pgrx::spi::quote_literal(name),
+                pgrx::spi::quote_literal(&sync.name),
                 pgrx::spi::quote_literal(table.quoted())
             )
         } else {
-            statement(&sync, &table)
+            statement(sync, &table, &ways)
         };
-        failure(
-            PgSqlErrorCode::ERRCODE_WARNING,
-            format!("changes of table \"{}\" do not reach the documents of sync \"{name}\" yet", table.name),
-        )
-        .detail(if oid == sync.source {
+        let why = if oid == sync.source {
             "It is the source itself, which the query reads twice: a row may belong to documents of other rows."
         } else {
             "The document query reads it, but it is not declared."
-        })
+        };
+        Unheard { table: table.quoted(), why, hint }
+    };
+    found.into_iter().map(unheard).collect()
+}
+
+/// Says which tables the query of a sync reads whose changes nobody captures.
+pub fn warn_of_undeclared(name: &str) {
+    let Some(sync) = catalog::find(name) else { return };
+    for Unheard { table, why, hint } in unheard(&sync) {
+        failure(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!("changes of table {table} do not reach the documents of sync \"{name}\" yet"),
+        )
+        .detail(why)
         .hint(hint)
         .warn();
     }
@@ -179,45 +222,70 @@ struct Wanted {
     keys: Option<String>,
 }
 
-fn derived(sync: &Sync, root: &Table, table: &Table) -> Vec<Wanted> {
-    let hint = "Say it: columns => the columns of the changed rows that matter, keys => 'SELECT … FROM changed …'.";
+fn derived(sync: &Sync, root: &Table, table: &Table, which: Option<&str>) -> Vec<Wanted> {
+    let say = "Say it: columns => the columns of the changed rows that matter, keys => 'SELECT … FROM changed …'.";
+    let refused = |message: String| failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message);
     if table.oid == root.oid {
-        failure(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("\"{}\" is the source of the sync itself", table.name),
-        )
-        .detail("A change of a row delivers its own document anyway; to which others it belongs has to be said.")
-        .hint(hint)
-        .raise();
+        refused(format!("\"{}\" is the source of the sync itself", table.name))
+            .detail("A change of a row delivers its own document anyway; to which others it belongs has to be said.")
+            .hint(say)
+            .raise();
     }
-    let reads = document::reads(sync);
-    if !reads.contains(&table.oid) {
+    let readings = document::readings(sync);
+    if !readings.tables.contains(&table.oid) {
         notice!("the document query of sync \"{}\" does not read \"{}\", as far as can be seen", sync.name, table.name);
     }
-    let found: Vec<Path> = paths(table, root, &reads);
-    if found.is_empty() {
-        failure(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("no foreign key leads from \"{}\" to \"{}\"", table.name, root.name),
-        )
-        .detail("Only ways by tables that the document query reads were looked for.")
-        .hint(hint)
+    let found = ways(table, root, &readings);
+    if found.paths.is_empty() {
+        refused(format!("no foreign key leads from \"{}\" to \"{}\"", table.name, root.name))
+            .detail("Only ways by tables that the document query reads were looked for.")
+            .hint(say)
+            .raise();
+    }
+    if which.is_none() && !found.differ() || which == Some("shortest") {
+        return wanted(sync, found.shortest());
+    }
+    let list: Vec<String> =
+        (1..).zip(&found.paths).map(|(n, path)| format!("{n}: {}", path.conditions(&table.quoted()))).collect();
+    if found.endless {
+        refused(format!(
+            "foreign keys do not tell how far a change of \"{}\" reaches: the query is recursive",
+            table.name
+        ))
+        .detail(format!("They lead to \"{}\" by a table that refers to itself; for example {}.", root.name, list[0]))
+        .hint("Say it: columns => '{…}', keys => 'WITH RECURSIVE … FROM changed …'.")
         .raise();
     }
-    found
-        .into_iter()
-        .map(|path| Wanted { columns: path.columns().to_vec(), keys: path.keys(&sync.key_columns) })
-        .collect()
+    if found.more {
+        refused(format!("too many ways lead from \"{}\" to \"{}\" by foreign keys", table.name, root.name))
+            .detail(format!("The first are {}.", list.join("; ")))
+            .hint(format!("{say} Or follow only the shortest: ways => 'shortest'."))
+            .raise();
+    }
+    if which.is_none() {
+        refused(format!("several ways lead from \"{}\" to \"{}\" by foreign keys", table.name, root.name))
+            .detail(format!("They are {}.", list.join("; ")))
+            .hint(format!(
+                "ways => 'all' follows each of them; ways => 'shortest' only the first {}, if the query joins by no other. \
+                 Or say it by columns and keys: fanout.propose_relations() shows them.",
+                found.shortest().len()
+            ))
+            .raise();
+    }
+    wanted(sync, &found.paths)
+}
+
+fn wanted(sync: &Sync, paths: &[Path]) -> Vec<Wanted> {
+    paths.iter().map(|path| Wanted { columns: path.columns().to_vec(), keys: path.keys(&sync.key_columns) }).collect()
 }
 
 fn explicit(sync: &Sync, root: &Table, table: &Table, columns: Vec<Option<String>>, keys: Option<String>) -> Wanted {
     let invalid = |message: String| failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message);
-    let columns: Vec<String> = columns
-        .into_iter()
-        .map(|column| column.unwrap_or_else(|| invalid("\"columns\" must not hold NULL".to_owned()).raise()))
-        .collect();
+    let columns = no_nulls("columns", columns);
     if columns.is_empty() {
-        invalid("\"columns\" names no column".to_owned()).raise();
+        invalid("\"columns\" names no column".to_owned())
+            .hint("Name those of the changed rows that matter, or leave it out to follow foreign keys.")
+            .raise();
     }
     for name in &columns {
         catalog::key::check_address_column(table, name);
@@ -244,6 +312,7 @@ fn explicit(sync: &Sync, root: &Table, table: &Table, columns: Vec<Option<String
     let described = acting_for(sync, || {
         query::named(
             "keys",
+            "It is a SELECT from \"changed\", a table with the columns that \"columns\" names.",
             std::panic::AssertUnwindSafe(|| query::describe(&statements::changed_with(&typed, &keys), &[])),
         )
     });
@@ -257,6 +326,7 @@ fn explicit(sync: &Sync, root: &Table, table: &Table, columns: Vec<Option<String
             sync.key_columns.join(", "),
             described.columns.len()
         ))
+        .hint("Select these columns and no others, in that order.")
         .raise();
     }
     check_types(sync, root, &described.columns.iter().map(|column| column.type_oid).collect::<Vec<_>>());
@@ -288,6 +358,7 @@ fn check_types(sync: &Sync, root: &Table, types: &[pg_sys::Oid]) {
                     catalog::key::type_name(found)
                 ),
             )
+            .hint(format!("Cast it in \"keys\": SELECT …::{} FROM changed.", catalog::key::type_name(column.type_oid)))
             .raise();
         }
     }

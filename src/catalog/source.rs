@@ -47,6 +47,7 @@ impl Table {
                 PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
                 format!("relation with OID {} does not exist", oid.to_u32()),
             )
+            .hint("Name the table: 'schema.table'.")
             .raise()
         })
     }

@@ -120,6 +120,16 @@ pub fn drop_all(table: &Table, sync: &str, relation: Option<i32>) {
     }
 }
 
+/// The triggers that capture for the sync, or for the relation of it, and were put on some table by hand: their names, and
+/// of what they are.
+pub fn by_hand(sync: &str, relation: Option<i32>) -> Vec<(String, String)> {
+    let (row, truncate) = trigger_names(sync, relation);
+    let other = |trigger: &Placed| trigger.name != row && trigger.name != truncate;
+    let table = |oid| Table::find(oid).map(|table| table.quoted()).unwrap_or_default();
+    let placed = placed(sync, relation).into_iter().filter(other);
+    placed.map(|trigger| (trigger.name, table(trigger.table))).collect()
+}
+
 fn drop_where(placed: &[Placed], which: impl Fn(&Placed) -> bool) {
     for trigger in placed.iter().filter(|trigger| which(trigger)) {
         let Some(table) = Table::find(trigger.table) else { continue };

@@ -18,6 +18,10 @@ pub struct Described {
     pub locks: bool,
     /// It asks what time it is: with what.
     pub clock: Option<&'static str>,
+    /// It is recursive.
+    pub recursive: bool,
+    /// How many more times than there are CTEs one is mentioned, but for what makes one recursive.
+    pub mentions: usize,
     /// It uses a row as a whole: which columns that has, what it yields does not tell.
     pub whole_rows: bool,
 }
@@ -52,11 +56,12 @@ pub fn only_select(argument: &str, text: &str) -> String {
     let refuse = |why: &str| -> ! {
         failure(PgSqlErrorCode::ERRCODE_SYNTAX_ERROR, format!("\"{argument}\" must be one SELECT statement"))
             .detail(format!("{why}."))
+            .hint("Give the text of a single SELECT or WITH … SELECT, for example 'SELECT id, name FROM product'.")
             .raise()
     };
     let Ok(c_text) = CString::new(text) else { refuse("It contains a NUL character") };
     // SAFETY: parses a C string; the parse tree is palloc'd and read within this call.
-    let (count, tag, location, length) = named(argument, || unsafe {
+    let (count, tag, location, length) = named(argument, TRY_IT, || unsafe {
         let list = pg_sys::pg_parse_query(c_text.as_ptr());
         if list.is_null() {
             return (0, pg_sys::NodeTag::T_Invalid, 0, 0);
@@ -75,9 +80,13 @@ pub fn only_select(argument: &str, text: &str) -> String {
     text.get(from..to).unwrap_or(text).trim().to_owned()
 }
 
-/// Runs `work`, whose ERRORs are about a query of the user's: they are told with the name of the argument.
-pub fn named<T>(argument: &str, work: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
-    let argument = argument.to_owned();
+/// What a text of SQL has to be, where PostgreSQL itself gives no hint.
+pub const TRY_IT: &str = "Try it by itself: as this role it has to be a SELECT that runs.";
+
+/// Runs `work`, whose ERRORs are about an argument of the user's: they are told with its name, and with `hint` where they have
+/// none.
+pub fn named<T>(argument: &str, hint: &str, work: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
+    let (argument, otherwise) = (argument.to_owned(), hint.to_owned());
     PgTryBuilder::new(work)
         .catch_others(move |error| match error {
             pg_sys::panic::CaughtError::PostgresError(report) | pg_sys::panic::CaughtError::ErrorReport(report) => {
@@ -86,10 +95,7 @@ pub fn named<T>(argument: &str, work: impl FnOnce() -> T + std::panic::UnwindSaf
                 if let Some(detail) = report.detail() {
                     told = told.detail(detail);
                 }
-                if let Some(hint) = report.hint() {
-                    told = told.hint(hint);
-                }
-                told.raise()
+                told.hint(report.hint().unwrap_or(&otherwise)).raise()
             }
             other => other.rethrow(),
         })
@@ -128,6 +134,12 @@ pub fn describe(sql: &str, parameters: &[pg_sys::Oid]) -> Described {
                     .find(|(mark, _)| printed.contains(mark))
                     .map(|&(_, name)| name)
                     .or_else(|| clock_literal(text, &printed)),
+                recursive: printed.contains(":cterecursive true"),
+                mentions: printed
+                    .matches(":rtekind 6 ")
+                    .count()
+                    .saturating_sub(printed.matches("{COMMONTABLEEXPR ").count())
+                    .saturating_sub(printed.matches(":self_reference true").count()),
                 whole_rows: printed.contains(":varattno 0 "),
             }
         }

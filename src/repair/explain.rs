@@ -4,40 +4,43 @@ use super::attempt::attempt;
 use super::subject::{Held, Subject, held};
 use crate::capture;
 use crate::catalog::acting::privileged;
-use crate::catalog::declare::not_null;
 use crate::catalog::enqueue::address_of;
+use crate::catalog::key_values::{KeyValue, given};
 use crate::catalog::{self, Kind, Sync, ours, triggers};
 use crate::document::as_worker;
-use crate::error::failure;
+use crate::error::{failure, not_null};
 use crate::network::OwnersTarget;
 use crate::status;
 use crate::worker::{Answer, Named, Place, ask, shared};
-use pgrx::Spi;
 use pgrx::prelude::*;
+use pgrx::{Spi, pg_sys};
 
 /// One fact.
 type Fact = (String, String, Option<String>);
 
 /// Why is this row not, or wrongly, in the target? One row a step on the way of a change, and what to do in the last. For the
 /// sync's owner: it reads the row and asks the target as that role.
-#[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
+#[pg_extern(sql = r#"
+CREATE FUNCTION fanout.explain(sync text, VARIADIC key "any") RETURNS TABLE (step text, state text, detail text)
+VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
 fn explain(
     sync: Option<&str>,
-    key: pgrx::VariadicArray<&str>,
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> TableIterator<'static, (name!(step, String), name!(state, String), name!(detail, Option<String>))> {
-    let (name, values) = arguments(sync, &key);
-    let (sync, subject) = Subject::of(&name);
+    let (sync, subject) = Subject::of(not_null("sync", sync));
+    // SAFETY: of this call, whose second argument is the first of the key.
+    let values = unsafe { given(fcinfo, 1) };
     TableIterator::new(Explanation::new(sync, subject, values).facts)
 }
 
 /// The document that the sync would send of a row now; NULL if the row is not there.
 #[pg_extern(sql = r#"
-CREATE FUNCTION fanout.document(sync text, VARIADIC key text[]) RETURNS json
+CREATE FUNCTION fanout.document(sync text, VARIADIC key "any") RETURNS json
 VOLATILE PARALLEL UNSAFE LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
-fn document(sync: Option<&str>, key: pgrx::VariadicArray<&str>) -> Option<String> {
-    let (name, values) = arguments(sync, &key);
-    let (sync, subject) = Subject::of(&name);
+fn document(sync: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) -> Option<String> {
+    let (sync, subject) = Subject::of(not_null("sync", sync));
     let subject = subject.unwrap_or_else(|why| {
         failure(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -46,15 +49,12 @@ fn document(sync: Option<&str>, key: pgrx::VariadicArray<&str>) -> Option<String
         .detail(why)
         .raise()
     });
-    let address = address_of(&sync, &values);
+    // SAFETY: of this call, whose second argument is the first of the key.
+    let address = address_of(&sync, &unsafe { given(fcinfo, 1) });
     let rows = as_worker(&sync, || subject.rows(&[&address]));
     let (_, document) = rows.into_iter().next()?;
     // A json value is stored as its text; so a number keeps all its digits.
     String::from_utf8(document).ok()
-}
-
-fn arguments(sync: Option<&str>, key: &pgrx::VariadicArray<&str>) -> (String, Vec<Option<String>>) {
-    (not_null("sync", sync).to_owned(), key.iter().map(|value| value.map(str::to_owned)).collect())
 }
 
 struct Explanation {
@@ -72,7 +72,7 @@ enum RowSide {
 }
 
 impl Explanation {
-    fn new(sync: Sync, subject: Result<Subject, String>, values: Vec<Option<String>>) -> Self {
+    fn new(sync: Sync, subject: Result<Subject, String>, values: Vec<Option<KeyValue>>) -> Self {
         let mut this = Self { facts: Vec::new(), advice: Vec::new() };
         this.sync(&sync);
         match subject {
@@ -124,7 +124,7 @@ impl Explanation {
         self.fact("sync", &state, Some(detail));
     }
 
-    fn row_on(&mut self, sync: &Sync, subject: &Subject, values: &[Option<String>]) {
+    fn row_on(&mut self, sync: &Sync, subject: &Subject, values: &[Option<KeyValue>]) {
         let mut address = address_of(sync, values);
         let complete = values.len() == sync.address_columns.len();
         let read = attempt(|| as_worker(sync, || subject.rows(&[&address])));

@@ -18,7 +18,7 @@ pub struct Arguments {
     pub dsl: Option<String>,
     pub filter: Option<String>,
     pub fields: Option<Vec<Option<String>>>,
-    pub size: Option<i32>,
+    pub size: i32,
     pub after: Option<String>,
     pub sort: Option<String>,
     pub highlight: Option<Vec<Option<String>>>,
@@ -92,7 +92,7 @@ const OPTIONS: [&str; 7] =
 pub fn compose(arguments: &Arguments, scope: &Scope) -> Result<Search, Refusal> {
     let mut search = matching(arguments, scope)?;
     let options = options(arguments.options.as_deref())?;
-    let size = arguments.size.ok_or_else(|| Refusal::new("argument \"size\" must not be null"))?;
+    let size = arguments.size;
     if !(1..=MAX_SIZE).contains(&size) {
         return Err(Refusal::new(format!("argument \"size\" is {size}, which is not between 1 and {MAX_SIZE}")).hint(
             "For more rows pass the \"cursor\" of the last one as \"after\" of the next call; es_count() counts.",
@@ -121,7 +121,8 @@ pub fn compose(arguments: &Arguments, scope: &Scope) -> Result<Search, Refusal> 
     }
     if let Some(min_score) = arguments.min_score {
         if !min_score.is_finite() {
-            return Err(Refusal::new("argument \"min_score\" must be a finite number"));
+            return Err(Refusal::new("argument \"min_score\" must be a finite number")
+                .hint("Leave it out for hits of any score."));
         }
         members.push_str(&format!("\"min_score\":{min_score:?},"));
     }
@@ -293,7 +294,7 @@ fn options(options: Option<&str>) -> Result<BTreeMap<String, Box<RawValue>>, Ref
                 );
             }
         };
-        return Err(Refusal::new(format!("option \"{name}\" of argument \"options\" must be {expected}")));
+        return Err(Refusal::new(format!("option \"{name}\" of argument \"options\" must be {expected}")).hint(known()));
     }
     Ok(options)
 }
@@ -384,7 +385,7 @@ mod tests {
     use super::*;
 
     fn arguments() -> Arguments {
-        Arguments { size: Some(10), source: true, ..Arguments::default() }
+        Arguments { size: 10, source: true, ..Arguments::default() }
     }
 
     fn scope() -> Scope {
@@ -437,9 +438,8 @@ mod tests {
 
     #[test]
     fn what_is_not_possible_is_refused() {
-        assert_eq!(refused(&Arguments { size: None, ..arguments() }), "argument \"size\" must not be null");
         for size in [0, -1, 10_001] {
-            assert!(refused(&Arguments { size: Some(size), ..arguments() }).contains("not between"));
+            assert!(refused(&Arguments { size, ..arguments() }).contains("not between"));
         }
         for dsl in ["[]", "1", "null", "{\"query\":{}}"] {
             assert!(refused(&Arguments { dsl: Some(dsl.to_owned()), ..arguments() }).contains("\"dsl\""));

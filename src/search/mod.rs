@@ -17,7 +17,7 @@ use delivery::engine::{Hit, SearchResponse, TotalRelation};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use crate::error::failure;
+use crate::error::{failure, not_null};
 use crate::network::{self, Asked};
 use body::{Arguments, Refusal, Search};
 use json::JsonText;
@@ -76,7 +76,8 @@ fn es_search(
 > {
     let known = sync_named(index);
     refuse_row_security(&known.sync);
-    let arguments = gather(query, dsl, filter, fields, size, after, sort, highlight, source, min_score, options);
+    let arguments =
+        gather(query, dsl, filter, fields, not_null("size", size), after, sort, highlight, source, min_score, options);
     hits(&place_of(&known), &arguments)
 }
 
@@ -111,7 +112,8 @@ fn es_search_index(
         name!(cursor, Option<String>),
     ),
 > {
-    let arguments = gather(query, dsl, filter, fields, size, after, sort, highlight, source, min_score, options);
+    let arguments =
+        gather(query, dsl, filter, fields, not_null("size", size), after, sort, highlight, source, min_score, options);
     hits(&place_named(server, index), &arguments)
 }
 
@@ -127,7 +129,7 @@ fn es_count(
     let known = sync_named(index);
     refuse_row_security(&known.sync);
     let place = place_of(&known);
-    let arguments = gather(query, dsl, filter, fields, None, None, None, None, None, None, options);
+    let arguments = gather(query, dsl, filter, fields, 0, None, None, None, None, None, options);
     let search = body::compose_count(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
     send(&place, search).total.map_or(0, |(total, _)| total as i64)
 }
@@ -139,7 +141,7 @@ fn gather(
     dsl: Option<JsonText>,
     filter: Option<JsonText>,
     fields: Option<Vec<Option<String>>>,
-    size: Option<i32>,
+    size: i32,
     after: Option<String>,
     sort: Option<JsonText>,
     highlight: Option<Vec<Option<String>>>,

@@ -14,7 +14,7 @@ use super::json::JsonText;
 use super::scope::{place_of, sync_named};
 use super::{body, gather, refuse, send};
 use crate::catalog::Sync;
-use crate::error::failure;
+use crate::error::{failure, not_null};
 
 #[allow(clippy::too_many_arguments)]
 #[pg_extern(volatile, parallel_restricted, cost = 10000, support = planner::search_support)]
@@ -47,7 +47,8 @@ fn es_rows(
         .hint(format!("es_rows(NULL::{table}, '{}', …)", sync.name))
         .raise();
     }
-    let mut arguments = gather(query, dsl, filter, fields, size, after, sort, None, None, min_score, options);
+    let mut arguments =
+        gather(query, dsl, filter, fields, not_null("size", size), after, sort, None, None, min_score, options);
     arguments.source_fields = sync.key_columns.iter().map(|column| field_of(sync, column).to_owned()).collect();
     let place = place_of(&known);
     let search = body::compose(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));

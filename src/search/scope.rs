@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use super::body::Scope;
 use super::known::{self, Known};
 use crate::catalog::{Kind, Sync};
-use crate::error::failure;
+use crate::error::{failure, not_null};
 use crate::network::{EngineTarget, engine_target};
 
 /// An index that the caller may search.
@@ -23,7 +23,7 @@ pub struct Place {
 
 /// The sync named by the argument `index`, whose source the caller may read.
 pub fn sync_named(index: Option<&str>) -> Rc<Known> {
-    let known = known::sync(present("index", index));
+    let known = known::sync(not_null("index", index));
     let sync = &known.sync;
     if sync.kind != Kind::Index {
         failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("sync \"{}\" feeds no index", sync.name))
@@ -38,6 +38,7 @@ pub fn sync_named(index: Option<&str>) -> Rc<Known> {
                 PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
                 format!("the table that sync \"{}\" is fed from no longer exists", sync.name),
             )
+            .hint("fanout.drop_sync() ends the sync; es_search_index() searches an index without one.")
             .raise();
         }
         let right = pg_sys::ACL_SELECT as pg_sys::AclMode;
@@ -77,8 +78,8 @@ pub fn place_of(known: &Known) -> Place {
 
 /// An index that no sync needs to feed.
 pub fn place_named(server: Option<&str>, index: Option<&str>) -> Place {
-    let target = engine_target(present("server", server));
-    let index = present("index", index);
+    let target = engine_target(not_null("server", server));
+    let index = not_null("index", index);
     // What the engine would take for something else than an index in the path of a request.
     let not_a_name = index.is_empty() || index.starts_with('_') || index.contains('/') || matches!(index, "." | "..");
     if not_a_name {
@@ -86,14 +87,8 @@ pub fn place_named(server: Option<&str>, index: Option<&str>) -> Place {
             PgSqlErrorCode::ERRCODE_INVALID_NAME,
             "argument \"index\" must be the name of an index, an alias, or a pattern of such names",
         )
+        .hint("It begins with no underscore and has no slash, as 'product' or 'log-*'.")
         .raise();
     }
     Place { target, index: index.to_owned(), scope: Scope::default() }
-}
-
-/// An argument that must not be null.
-pub fn present<'a>(name: &str, value: Option<&'a str>) -> &'a str {
-    value.unwrap_or_else(|| {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be null")).raise()
-    })
 }

@@ -146,7 +146,8 @@ pub fn senders(options: &Options) -> Result<Option<usize>, Failure> {
     let Some(text) = options.get("senders") else { return Ok(None) };
     match text.trim().parse::<i32>() {
         Ok(number) if (1..=MAX_SENDERS).contains(&number) => Ok(Some(number as usize)),
-        _ => Err(invalid("senders", format!("expected a whole number from 1 to {MAX_SENDERS}"))),
+        _ => Err(invalid("senders", format!("expected a whole number from 1 to {MAX_SENDERS}"))
+            .hint("So many threads send to the server at the same time; leave it out for the default.")),
     }
 }
 
@@ -165,7 +166,7 @@ fn refused_url(error: delivery::config::ConfigError) -> Failure {
         ConfigError::UserInfo => refusal
             .detail("The options of a server can be read by everyone.")
             .hint("CREATE USER MAPPING FOR … SERVER … OPTIONS (username '…', password '…')."),
-        _ => refusal,
+        _ => refusal.hint("For example 'http://localhost:9200', or 'redis://localhost:6379/0'."),
     }
 }
 
@@ -198,7 +199,10 @@ fn duration(options: &Options, name: &str) -> Result<Option<Duration>, Failure> 
 
 fn boolean(options: &Options, name: &str) -> Result<Option<bool>, Failure> {
     let Some(text) = options.get(name) else { return Ok(None) };
-    let expected = || invalid(name, "expected true or false");
+    let expected = || {
+        invalid(name, "expected true or false")
+            .hint("Write it as PostgreSQL does: true, false, on, off, yes, no, 1, 0.")
+    };
     let text = CString::new(text.trim()).map_err(|_| expected())?;
     let mut value = false;
     // SAFETY: a C string and a local; the function only parses.
@@ -242,11 +246,12 @@ pub fn credentials(options: &Options) -> Result<Credentials<'_>, Failure> {
     for name in ["username", "password", "api_key", "bearer_token"] {
         let Some(value) = get(name) else { continue };
         if value.is_empty() {
-            return Err(invalid(name, "it is empty"));
+            return Err(invalid(name, "it is empty").hint("Leave the option out to log in without it."));
         }
         // A line break would end the HTTP header that carries the value and begin another.
         if name != "password" && value.chars().any(char::is_control) {
-            return Err(invalid(name, "it contains a control character"));
+            return Err(invalid(name, "it contains a control character")
+                .hint("It is one line of text: look for a line break at its end."));
         }
     }
     Ok(credentials)
@@ -261,10 +266,12 @@ fn check_user_mapping(options: &Options) -> Result<(), Failure> {
             .hint("Give username and password, or api_key, or bearer_token."));
     }
     if given.username.is_some() && given.password.is_none() {
-        return Err(failure(code, "option \"username\" needs option \"password\""));
+        return Err(failure(code, "option \"username\" needs option \"password\"")
+            .hint("OPTIONS (username '…', password '…')."));
     }
     if given.client_cert.is_some() != given.client_key.is_some() {
-        return Err(failure(code, "options \"client_cert\" and \"client_key\" need each other"));
+        return Err(failure(code, "options \"client_cert\" and \"client_key\" need each other")
+            .hint("Give both, as PEM text, or neither."));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::capture;
 use crate::catalog::{self, version};
-use crate::error::failure;
+use crate::error::{failure, not_null};
 use crate::worker::shared::{self, SyncState, WorkerState};
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,11 +15,7 @@ const LOOK_MS: i64 = 500;
 /// `timeout`, and 55000 if the sync cannot get there: paused, parked, blocked, or no worker.
 #[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
 fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'")) {
-    let Some(name) = sync else {
-        failure(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, "argument \"sync\" of fanout.wait() must not be NULL")
-            .hint("Give the name of a sync: SELECT sync FROM fanout.status.")
-            .raise();
-    };
+    let name = not_null("sync", sync);
     let limit =
         timeout.map(|interval| Duration::from_micros(u64::try_from(interval.as_micros().max(0)).unwrap_or(u64::MAX)));
     let sync = catalog::get(name);

@@ -17,7 +17,7 @@ mod rhythm;
 mod rotation;
 mod runner;
 pub mod scan;
-mod shape;
+pub mod shape;
 pub mod shared;
 mod signals;
 pub mod store;

@@ -6,7 +6,7 @@
 //! no worker was there is noticed too.
 
 use crate::catalog::Sync;
-use crate::catalog::acting::acting_for;
+use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::source::Column;
 use crate::document::query;
 use pgrx::pg_sys;
@@ -119,6 +119,16 @@ impl Shape {
             }
         }
         None
+    }
+
+    /// What is kept of a sync whose triggers are about to be made anew: `before`, without what it says of these. As it is where
+    /// something has changed that the worker has yet to look at. Within a transaction.
+    pub fn without_triggers(sync: &Sync, mut before: Value) -> Value {
+        let now = privileged(|| Self::read(sync));
+        if now.change(&before).is_none() {
+            before["triggers"] = json!({});
+        }
+        before
     }
 
     /// What is kept of it.

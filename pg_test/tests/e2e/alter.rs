@@ -127,35 +127,6 @@ fn a_sync_moves_to_another_server_and_owner() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
-    let mut world = World::new("alter_refused");
-    products(&mut world, 5);
-    let sync = world.index_table("product", &Engine::opensearch(), "");
-    let cache = world.cache_table("product", "");
-    for (sync, more, code) in [
-        (&sync, "ttl => '1 hour'", "22023"),
-        (&sync, "format => 'hash'", "22023"),
-        (&cache, r#"mapping => '{"name": {"type": "keyword"}}'"#, "22023"),
-        (&sync, "on_reject => 'shrug'", "22023"),
-        (&sync, "search_fields => '{nonsense}'", "42703"),
-        (&sync, "columns => '{nonsense}'", "42703"),
-        (&sync, "predicate => 'nonsense > 1'", "42703"),
-        (&sync, "backfill_rate => 0", "22023"),
-        (&sync, "backfill_window => 'at night'", "22023"),
-        (&sync, "reset => '{nonsense}'", "22023"),
-        (&sync, "server => 'cache'", "42809"),
-        (&sync, "server => 'nowhere'", "42704"),
-        (&sync, "owner => 'nobody_at_all'", "42704"),
-    ] {
-        let refusal = world.db.refusal(&format!("SELECT fanout.alter_sync('{sync}', {more})"));
-        assert_eq!(refusal.code, code, "{more}: {refusal}");
-    }
-    assert_eq!(world.db.refusal("SELECT fanout.alter_sync('nonsense')").code, "42704");
-    let (_, mut session) = world.role("visitor");
-    assert_eq!(session.refusal(&format!("SELECT fanout.alter_sync('{sync}', on_reject => 'keep')")).code, "42501");
-}
-
-#[test]
 fn names_in_a_predicate_keep_their_meaning() {
     let mut world = World::new("alter_path");
     products(&mut world, 20);
@@ -177,4 +148,82 @@ fn names_in_a_predicate_keep_their_meaning() {
         let documents = engine.documents(&index);
         documents.len() == 7 && documents[0].source.get("name").is_none()
     });
+}
+
+#[test]
+fn a_sync_gets_another_name() {
+    let mut world = World::new("alter_name");
+    products(&mut world, 30);
+    world.db.exec(
+        "CREATE TABLE review (id int PRIMARY KEY, product_id bigint REFERENCES product, stars int);
+         INSERT INTO review SELECT i, i, 3 FROM generate_series(1, 30) AS i; BEGIN",
+    );
+    let sync = world.cache_table(
+        "product",
+        ", document => 'SELECT p.id, p.price, (SELECT sum(stars) FROM review WHERE product_id = p.id) AS stars FROM product p'",
+    );
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'review'); COMMIT"));
+    let other = world.index_table("product", &Engine::opensearch(), ", name => 'other'");
+    assert_in_step(&mut world, &sync);
+    assert_in_step(&mut world, &other);
+    // What was captured under the name of before is delivered.
+    world.db.exec(&format!("SELECT fanout.pause('{sync}')"));
+    world.db.exec("UPDATE product SET price = 1 WHERE id = 1; DELETE FROM review WHERE id = 2");
+    let delivered = world.status(&sync, "delivered");
+    let name = "it's \"new\"";
+    assert_eq!(alter(&mut world, &sync, "name => 'it''s \"new\"', dry_run => true"), "nothing");
+    assert_eq!(world.db.value(&format!("SELECT count(*) FROM fanout.status WHERE sync = '{sync}'")), "1");
+    let said = world.db.notices(&format!("SELECT fanout.alter_sync('{sync}', name => 'it''s \"new\"')"));
+    assert!(said.iter().any(|notice| notice.message.contains("is called \"it's \"new\"\" from now on")), "{said:?}");
+    assert_eq!(world.db.refusal(&format!("SELECT fanout.pause('{sync}')")).code, "42704", "the old name is free");
+    let quoted = name.replace('\'', "''");
+    world.db.exec(&format!("SELECT fanout.resume('{quoted}')"));
+    world.wait(&quoted);
+    let after = world.status(&quoted, "delivered");
+    let few = |text: &str| text.parse::<i64>().expect("a number");
+    assert!(few(&after) - few(&delivered) <= 2, "nothing is delivered anew: {delivered}, {after}");
+    assert_eq!(world.status(&quoted, "last_error"), "NULL");
+    // And so is what is captured under the new one; no trigger has the old one.
+    world.db.exec("UPDATE product SET price = 2 WHERE id = 3; UPDATE review SET stars = 5 WHERE id = 4; DELETE FROM product WHERE id = 2");
+    assert_in_step(&mut world, &quoted);
+    assert_in_step(&mut world, &other);
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'fanout%' AND tgenabled = 'A'";
+    assert_eq!(world.db.value(triggers), "6");
+    let wrong = format!("SELECT count(*) FROM fanout.check('{quoted}') WHERE status <> 'ok'");
+    assert_eq!(world.db.value(&wrong), "0");
+    // What was put somewhere by hand has to be renamed by hand.
+    world.db.exec("CREATE TRIGGER mine AFTER TRUNCATE ON product EXECUTE FUNCTION fanout.capture('other')");
+    let refusal = world.db.refusal("SELECT fanout.alter_sync('other', name => 'another')");
+    assert_eq!(refusal.code, "55006", "{refusal}");
+    assert!(refusal.message.contains("trigger \"mine\" on public.product") && !refusal.hint.is_empty(), "{refusal}");
+    world.db.exec(&format!("SELECT fanout.drop_sync('{quoted}')"));
+}
+
+#[test]
+fn what_a_change_costs_is_said_first() {
+    let mut world = World::new("alter_notices");
+    products(&mut world, 50);
+    world.db.exec("ANALYZE product");
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    assert_in_step(&mut world, &sync);
+    for (change, words) in [
+        ("on_reject => 'keep'", "nothing of sync \"product\" changes"),
+        ("on_reject => 'delete'", "no document of sync \"product\" changes: nothing is delivered anew"),
+        (
+            "predicate => 'id > 10'",
+            "the documents of sync \"product\" change: about 50 documents are delivered anew (reconcile)",
+        ),
+        (
+            "columns => '{id,name}'",
+            "the index of sync \"product\" is built anew with about 50 documents (resync); the old one serves until then",
+        ),
+        (
+            "server => 'es'",
+            "sync \"product\" moves to server \"es\": about 50 documents are delivered there; what is on server \"search\" stays",
+        ),
+    ] {
+        let said = world.db.notices(&format!("SELECT fanout.alter_sync('{sync}', {change}, dry_run => true)"));
+        let said: Vec<&str> = said.iter().map(|notice| notice.message.as_str()).collect();
+        assert_eq!(said, [words], "{change}");
+    }
 }

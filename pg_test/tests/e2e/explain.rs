@@ -159,3 +159,74 @@ fn only_the_owner_is_told() {
         assert_eq!(session.refusal(&call).code, "42501", "{call}");
     }
 }
+
+/// What `explain()`, `document()` and `enqueue()` take is a value of any type, and the session's settings are nobody's business.
+#[test]
+fn keys_are_given_as_they_are() {
+    let mut world = World::new("explain_types");
+    world.db.exec(
+        "CREATE TYPE pair AS (a int, b text); CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE DOMAIN number AS int;
+         SET TimeZone = 'UTC'",
+    );
+    for (n, (of, literal, value)) in [
+        ("bigint", "42", "42"),
+        ("bigint", "42", "42::smallint"),
+        ("bigint", "42", "(SELECT 42.0::numeric(4,0))"),
+        ("int", "42", "$$42$$"),
+        ("number", "42", "42"),
+        ("uuid", "00000000-0000-0000-0000-00000000002a", "'00000000-0000-0000-0000-00000000002A'::uuid"),
+        ("date", "2026-02-03", "date '2026-02-03'"),
+        ("date", "2026-02-03", "'03.02.2026'"),
+        ("timestamptz", "2026-02-03 04:05:06+00", "timestamptz '2026-02-03 04:05:06+00'"),
+        ("timestamp", "2026-02-03 04:05:06", "timestamp '2026-02-03 04:05:06'"),
+        ("interval", "-1 days +02:03:04", "make_interval(days => -1, hours => 2, mins => 3, secs => 4)"),
+        ("float8", "0.30000000000000004", "0.1::float8 + 0.2::float8"),
+        ("bytea", "\\x2a", "'\\x2a'::bytea"),
+        ("mood", "sad", "'sad'::mood"),
+        ("text", "it's", "'it''s'::varchar"),
+        ("pair", "(1,a)", "(1, 'a')"),
+        ("pair", "(1,a)", "(1, 'a')::pair"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let table = format!("keyed_{n}");
+        let literal = literal.replace('\'', "''");
+        world.db.exec(&format!("CREATE TABLE {table} (id {of} PRIMARY KEY); INSERT INTO {table} VALUES ('{literal}')"));
+        let sync = world.cache_table(&table, "");
+        world.wait(&sync);
+        world.db.exec(
+            "SET DateStyle = 'SQL, DMY'; SET IntervalStyle = 'sql_standard'; SET TimeZone = 'Asia/Kolkata';
+             SET extra_float_digits = -10; SET bytea_output = 'escape'",
+        );
+        let call = format!("'{sync}', {value}");
+        assert_eq!(state(&mut world, &call, "row"), "present", "{of} {value}");
+        assert_eq!(state(&mut world, &call, "comparison"), "same", "{of} {value}");
+        assert_ne!(world.db.value(&format!("SELECT fanout.document({call})")), "NULL", "{of} {value}");
+        world.db.exec(&format!("DELETE FROM fanout.pending; SELECT fanout.pause('{sync}')"));
+        world.db.exec(&format!("SELECT fanout.enqueue({call})"));
+        assert_eq!(state(&mut world, &call, "worker"), "pending", "{of} {value}");
+        world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+        world.db.exec("RESET ALL; SET TimeZone = 'UTC'");
+    }
+    // Several values, of several types, and as an array.
+    world.db.exec("CREATE TABLE both_of (a int, b text, PRIMARY KEY (a, b)); INSERT INTO both_of VALUES (1, 'a')");
+    let key = format!("{}${{a}}:${{b}}", world.key_prefix("both_of"));
+    let sync = world.cache_table_by("both_of", &key, "");
+    world.wait(&sync);
+    for values in ["1, 'a'", "'1', 'a'", "VARIADIC ARRAY['1', 'a']", "VARIADIC '{1,a}'::text[]", "1.0::int8, 'a'::name"]
+    {
+        assert_eq!(state(&mut world, &format!("'{sync}', {values}"), "comparison"), "same", "{values}");
+    }
+    // From a query, where each row has others.
+    let rows = "SELECT state FROM both_of, fanout.explain('both_of', a, b) WHERE step = 'comparison'";
+    assert_eq!(world.db.value(rows), "same");
+    let prepared =
+        "PREPARE explained (int, text) AS SELECT state FROM fanout.explain('both_of', $1, $2) WHERE step = 'row'";
+    world.db.exec(prepared);
+    assert_eq!(world.db.value("EXECUTE explained (1, 'a')"), "present");
+    world.db.exec("CREATE TABLE listed (id int[] PRIMARY KEY); INSERT INTO listed VALUES ('{1,2}')");
+    let sync = world.cache_table("listed", "");
+    world.wait(&sync);
+    assert_eq!(state(&mut world, &format!("'{sync}', ARRAY[1, 2]"), "comparison"), "same");
+}

@@ -27,6 +27,8 @@ mod privileges;
 mod progress;
 mod races;
 mod readme;
+mod refusals;
+mod relations;
 mod removal;
 mod repair;
 mod rows;

@@ -5,15 +5,12 @@ mod field;
 mod form;
 pub mod overrides;
 
-use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{Kind, Sync, document};
-use crate::error::failure;
 use crate::server::quoted;
 use choice::Choices;
 use field::Element;
 use pgrx::JsonB;
-use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
 
 /// Deleted documents' versions must outlive any request that is still on its way.
@@ -76,25 +73,6 @@ pub fn search_fields(sync: &Sync) -> Vec<String> {
     if texts.is_empty() { of_type("keyword") } else { texts }
 }
 
-/// Shows the settings and mappings with which a table's index would be created.
-#[pg_extern(schema = "fanout")]
-fn mapping(
-    source: Option<Regclass>,
-    mapping: default!(Option<JsonB>, "NULL"),
-    settings: default!(Option<JsonB>, "NULL"),
-    types: default!(Option<JsonB>, "NULL"),
-) -> Option<JsonB> {
-    let table = Table::get(source?.0);
-    if table.columns.is_empty() {
-        failure(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{}\" has no columns", table.name)).raise();
-    }
-    let mut options = Map::new();
-    declare(&mut options, mapping, settings, types);
-    let options = Value::Object(options);
-    check_field_count(&table.name, &table.columns, &options);
-    Some(JsonB(body(&table.columns, &options)))
-}
-
 /// Checks what a caller says about the index, and puts it into the sync's options.
 pub fn declare(
     options: &mut Map<String, Value>,
@@ -129,7 +107,8 @@ fn properties(columns: &[Column], options: &Value) -> Map<String, Value> {
     properties
 }
 
-fn body(columns: &[Column], options: &Value) -> Value {
+/// The body of the request that creates an index of these columns.
+pub fn body(columns: &[Column], options: &Value) -> Value {
     let properties = properties(columns, options);
     let fields = properties.values().map(overrides::count_fields).sum::<usize>();
     let mut templates = Vec::new();

@@ -19,6 +19,11 @@ pub fn json_object(argument: &str, value: Value) -> Map<String, Value> {
     match value {
         Value::Object(object) => object,
         _ => failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, format!("\"{argument}\" must be a JSON object"))
+            .hint(match argument {
+                "settings" => "For example '{\"number_of_replicas\": 0}'.",
+                "types" => "For example '{\"numeric\": \"keyword\"}': the type of columns, then the field.",
+                _ => "For example '{\"title\": {\"type\": \"text\"}}': the field, then what it is.",
+            })
             .raise(),
     }
 }

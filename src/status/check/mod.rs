@@ -63,6 +63,15 @@ impl Findings {
     }
 }
 
+/// Whether a version is before another: by its numbers, so far as the other has some. One without numbers is not.
+fn older(version: &str, than: &str) -> bool {
+    let numbers = |text: &str| -> Vec<u32> {
+        text.split('.').map_while(|part| part.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()).collect()
+    };
+    let (version, than) = (numbers(version), numbers(than));
+    !version.is_empty() && version.as_slice() < &than[..than.len().min(version.len())]
+}
+
 /// Looks for what is wrong: one row a check, with what to do. What concerns a sync is shown to its owner and to members of
 /// pg_monitor; source and target are looked at for the owner only, with the owner's rights.
 #[pg_extern(schema = "fanout", volatile, parallel_unsafe, requires = ["bootstrap"])]
@@ -109,4 +118,27 @@ fn check(
         })
         .collect();
     TableIterator::new(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for (version, than, expected) in [
+            ("2.18.0", "2.19", true),
+            ("2.19.0", "2.19", false),
+            ("2.19", "2.19.1", false),
+            ("10.0.0", "9.5", false),
+            ("6.2.14", "7.0", true),
+            ("7.10.2-SNAPSHOT", "7.10", false),
+            ("7.9.3-SNAPSHOT", "7.10", true),
+            ("0.1.0", "0.2.0", true),
+            ("", "7.0", false),
+            ("serverless", "7.0", false),
+        ] {
+            assert_eq!(older(version, than), expected, "{version} {than}");
+        }
+    }
 }

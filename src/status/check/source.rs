@@ -8,9 +8,6 @@ use crate::worker::shared;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// A lag that nobody should have to wait for, in microseconds.
-const LONG_LAG: i64 = 60_000_000;
-
 /// True if source and target can be looked at as well.
 pub fn check(findings: &mut Findings, sync: &Sync) -> bool {
     let name = pgrx::spi::quote_literal(&sync.name);
@@ -117,7 +114,7 @@ fn behind(findings: &mut Findings, sync: &Sync, name: &str) {
             ),
             "Put the target right, or raise fanout.backlog_keys.",
         );
-    } else if lag > LONG_LAG {
+    } else if lag > settings::check_age() * 1_000_000 {
         findings.warning(
             "backlog",
             format!("{pending} keys are pending, the oldest for {} s", lag / 1_000_000),

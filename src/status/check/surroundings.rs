@@ -1,6 +1,6 @@
 //! What concerns all syncs: the library, the worker, the journal and who holds it, the clock.
 
-use super::Findings;
+use super::{Findings, older};
 use crate::catalog::acting::privileged;
 use crate::catalog::{Sync, ours};
 use crate::settings;
@@ -22,11 +22,30 @@ pub fn check(findings: &mut Findings, syncs: &[Sync]) {
         );
         return;
     }
-    findings.ok("library", format!("pg_fanout {}", env!("CARGO_PKG_VERSION")));
+    library(findings);
     worker(findings, syncs);
     journal(findings);
     clock(findings);
     settings(findings);
+}
+
+/// Whether the functions of this database are those of the library that runs.
+fn library(findings: &mut Findings) {
+    const LIBRARY: &str = env!("CARGO_PKG_VERSION");
+    let installed = privileged(|| {
+        let sql = "SELECT e.extversion FROM pg_catalog.pg_extension e WHERE e.extname = 'pg_fanout'";
+        ours(Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>()))
+    });
+    let installed = installed.unwrap_or_default();
+    if installed == LIBRARY {
+        return findings.ok("library", format!("pg_fanout {LIBRARY}"));
+    }
+    let (found, hint) = if older(&installed, LIBRARY) {
+        ("older than the library", "ALTER EXTENSION pg_fanout UPDATE;")
+    } else {
+        ("newer than the library that runs", "Restart the server: it runs the library that it was started with.")
+    };
+    findings.warning("library", format!("the extension is {installed}, {found}: {LIBRARY}"), hint);
 }
 
 fn worker(findings: &mut Findings, syncs: &[Sync]) {
@@ -99,8 +118,8 @@ fn journal(findings: &mut Findings) {
     let [count, age] = numbers(
         "SELECT count(*), max(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - prepared))::bigint
          FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()
-           AND prepared < pg_catalog.clock_timestamp() - interval '5 minutes'",
-        &[],
+           AND prepared <= pg_catalog.clock_timestamp() - $1 * interval '1 second'",
+        &[settings::check_age().into()],
     );
     if count > 0 {
         findings.warning(
@@ -117,8 +136,8 @@ fn journal(findings: &mut Findings) {
          JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
          WHERE n.nspname = 'fanout' AND c.relname ~ '^journal_[0-9]+$' AND l.granted
            AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-           AND a.xact_start < pg_catalog.clock_timestamp() - interval '5 minutes'",
-        &[],
+           AND a.xact_start <= pg_catalog.clock_timestamp() - $1 * interval '1 second'",
+        &[settings::check_age().into()],
     );
     if count > 0 {
         findings.warning(

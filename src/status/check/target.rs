@@ -1,7 +1,7 @@
 //! What concerns a sync's target, looked at with the owner's rights and credentials.
 
-use super::{Findings, Status};
-use crate::catalog::{Kind, Phase, Sync, identity, mapping};
+use super::{Findings, Status, older};
+use crate::catalog::{Kind, Phase, Sync, identity, mapping, relation};
 use crate::document::as_worker;
 use crate::network::{OwnersTarget, owners_target};
 use crate::repair::Subject;
@@ -14,6 +14,9 @@ use delivery::ownership::Owner;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The oldest versions that were tested: README, "Tested versions".
+const OLDEST: &[(&str, &str)] = &[("OpenSearch", "2.19"), ("Elasticsearch", "7.10"), ("Redis", "7.0")];
 
 /// Looks at the source through the owner's eyes, then at the target.
 pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
@@ -71,6 +74,7 @@ fn reading(findings: &mut Findings, sync: &Sync) {
         Ok(subject) => subject,
         Err(why) => return findings.error("reading", why, "Put it right: the sync goes on by itself."),
     };
+    relations(findings, sync);
     let (plans, source) = subject.reading();
     let read = attempt(|| as_worker(sync, || plans.read_blocks(source, 0, 1, |_, _| ())));
     match read {
@@ -88,6 +92,33 @@ fn reading(findings: &mut Findings, sync: &Sync) {
     }
 }
 
+/// The tables that the sync's query reads: whether changes of each reach the documents.
+fn relations(findings: &mut Findings, sync: &Sync) {
+    if sync.document_query().is_none() {
+        return;
+    }
+    let unheard = match attempt(|| relation::unheard(sync)) {
+        Ok(unheard) => unheard,
+        Err(failed) => {
+            return findings.error(
+                "relations",
+                format!("the document query cannot be read: {failed}"),
+                "Put right what the text says: the sync goes on by itself.",
+            );
+        }
+    };
+    if unheard.is_empty() {
+        findings.ok("relations", format!("{} declared", sync.relations.len()));
+    }
+    for table in unheard {
+        findings.warning(
+            "relations",
+            format!("changes of table {} do not reach the documents: {}", table.table, table.why),
+            table.hint,
+        );
+    }
+}
+
 fn reachable(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) -> bool {
     let asked = (sync.server.clone(), sync.owner);
     if findings.silent.contains(&asked) {
@@ -97,16 +128,24 @@ fn reachable(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) -> boo
     let found = match target {
         OwnersTarget::Engine(engine) => engine.try_run(|engine| engine.probe()).map(|info| {
             let flavor = info.flavor.map_or_else(|| "a search engine".to_owned(), |flavor| format!("{flavor:?}"));
-            format!("{flavor} {}", info.version.unwrap_or_default())
+            (flavor, info.version.unwrap_or_default())
         }),
         OwnersTarget::Cache(cache) => {
-            cache.try_run(true, |redis| redis.probe()).map(|version| format!("Redis {}", version.unwrap_or_default()))
+            cache.try_run(true, |redis| redis.probe()).map(|version| ("Redis".to_owned(), version.unwrap_or_default()))
         }
     };
     let server = &sync.server;
     match found {
-        Ok(what) => {
-            findings.ok("server", format!("{server}: {}", what.trim_end()));
+        Ok((what, version)) => {
+            let told = format!("{server}: {what} {version}");
+            match OLDEST.iter().find(|(of, oldest)| *of == what && older(&version, oldest)) {
+                Some((_, oldest)) => findings.warning(
+                    "server",
+                    format!("{told}, older than any that pg_fanout was tested with"),
+                    format!("Upgrade it to {oldest} or later, or try it out before you rely on it."),
+                ),
+                None => findings.ok("server", told.trim_end()),
+            }
             true
         }
         Err(error) => {
@@ -256,24 +295,30 @@ fn drift(findings: &mut Findings, sync: &Sync, actual: &Map<String, Value>, lite
     let body = mapping::index_body(sync);
     let Some(expected) = body.pointer("/mappings/properties").and_then(Value::as_object) else { return };
     let kind = |field: &Value| field.get("type").and_then(Value::as_str).unwrap_or("object").to_owned();
-    let wrong: Vec<String> = expected
-        .iter()
-        .filter_map(|(name, field)| match find_field(actual, name) {
-            None => Some(format!("{name} is missing")),
+    let (mut missing, mut other) = (Vec::new(), Vec::new());
+    for (name, field) in expected {
+        match find_field(actual, name) {
+            None => missing.push(format!("{name} is missing")),
             Some(found) if kind(found) != kind(field) => {
-                Some(format!("{name} is {} instead of {}", kind(found), kind(field)))
+                other.push(format!("{name} is {} instead of {}", kind(found), kind(field)));
             }
-            Some(_) => None,
-        })
-        .collect();
-    if wrong.is_empty() {
+            Some(_) => {}
+        }
+    }
+    // What is missing can be added to the index; what is there as something else cannot be made another.
+    let hint = if other.is_empty() && sync.note.is_none() {
+        "The worker adds a field as soon as it sees the column: look again in a few seconds. If it stays so, last_error in \
+         fanout.status says why."
+            .to_owned()
+    } else {
+        format!("SELECT fanout.resync({literal}); builds the index anew, without downtime.")
+    };
+    other.extend(missing);
+    if other.is_empty() {
         findings.ok("mapping", format!("{} fields", actual.len()));
     } else {
-        findings.warning(
-            "mapping",
-            format!("the index has other fields than the source: {}", wrong.join(", ")),
-            format!("SELECT fanout.resync({literal}); builds the index anew, without downtime."),
-        );
+        let differences = other.join(", ");
+        findings.warning("mapping", format!("the index has other fields than the source: {differences}"), hint);
     }
 }
 
