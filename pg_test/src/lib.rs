@@ -33,7 +33,7 @@ pub use database::{Refusal, Session};
 pub use engine::{Document, Engine};
 pub use invariant::{assert_in_step, differences};
 pub use keyspace::Keyspace;
-pub use peers::BlackHole;
+pub use peers::{BlackHole, OldEngine};
 pub use random::Dice;
 pub use waiting::{eventually, eventually_ok};
 pub use world::World;

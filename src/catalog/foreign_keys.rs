@@ -21,6 +21,15 @@ struct Step {
     name: String,
     from: Vec<String>,
     to: Vec<String>,
+    /// From what refers to what is referred to: to one row at most.
+    up: bool,
+}
+
+impl Step {
+    /// True if it leads from each row back to the one that `before` came from.
+    fn undoes(&self, before: &Step) -> bool {
+        self.up && !before.up && self.end == before.start && self.from == before.to && self.to == before.from
+    }
 }
 
 /// A way, of one step at least.
@@ -119,7 +128,8 @@ pub fn ways(from: &Table, to: &Table, readings: &Readings) -> Ways {
     while !open.is_empty() {
         let mut longer = Vec::new();
         for (at, way) in &open {
-            for step in steps.iter().filter(|step| step.start == *at) {
+            let onward = |step: &&Step| step.start == *at && !way.last().is_some_and(|before| step.undoes(before));
+            for step in steps.iter().filter(onward) {
                 let visits =
                     way.iter().filter(|before| before.end == step.end).count() + usize::from(step.end == from.oid);
                 if visits < allowed(step.end) {
@@ -176,8 +186,16 @@ fn steps(tables: &[pg_sys::Oid]) -> Result<Vec<Step>, pgrx::spi::Error> {
                 name: name(referred),
                 from: columns.clone(),
                 to: others.clone(),
+                up: true,
             });
-            steps.push(Step { start: referred, end: referring, name: name(referring), from: others, to: columns });
+            steps.push(Step {
+                start: referred,
+                end: referring,
+                name: name(referring),
+                from: others,
+                to: columns,
+                up: false,
+            });
         }
         Ok(steps)
     })

@@ -148,9 +148,9 @@ fn undeclared(sync: &Sync) -> Vec<pg_sys::Oid> {
     document::reads(sync).into_iter().filter(|oid| !declared(oid)).collect()
 }
 
-/// The ways from a related table to the source; none from what is only ever refreshed as a whole.
+/// The ways from a related table to the source; none from what is only ever refreshed as a whole, nor from the source itself.
 fn ways_of(table: &Table, root: &Table, readings: &document::Readings) -> Ways {
-    if table.is_refreshed() {
+    if table.is_refreshed() || table.oid == root.oid {
         return Ways { paths: Vec::new(), more: false, endless: false };
     }
     ways(table, root, readings)
@@ -182,7 +182,7 @@ pub fn unheard(sync: &Sync) -> Vec<Unheard> {
         let ways = ways_of(&table, &root, &readings);
         let hint = if !table.has_triggers() && !table.is_refreshed() {
             "Its changes fire no triggers: call fanout.reconcile() after each.".to_owned()
-        } else if oid == sync.source || ways.endless || (!table.is_refreshed() && ways.paths.is_empty()) {
+        } else if ways.endless || (!table.is_refreshed() && ways.paths.is_empty()) {
             format!(
                 "Foreign keys do not tell which rows belong to which documents; say it: \
                  fanout.related({}, {}, columns => …, keys => 'SELECT … FROM changed …').",
