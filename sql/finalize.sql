@@ -10,14 +10,14 @@ COMMENT ON FUNCTION fanout.index_table IS
 COMMENT ON FUNCTION fanout.cache_table IS
     'keeps keys of Redis in step with a table; returns the sync''s name';
 COMMENT ON FUNCTION fanout.related IS
-    'declares that rows of another table belong to documents of a sync: a change there delivers these anew; without columns the foreign keys say which; '
+    'declares that rows of another table belong to documents of a sync: a change there delivers these anew; without columns the foreign keys say which, and where these lead there by ways of several lengths, ways says which of them: all or shortest; '
     'columns: those of the changed rows that matter, the key of the sync''s source unless keys, a query from changed (which has these columns, old and new) to keys, says more';
 COMMENT ON FUNCTION fanout.drop_related IS
     'declares no more that rows of a table belong to documents of a sync; returns how many relations there were';
 COMMENT ON FUNCTION fanout.propose_relations IS
     'the tables that a sync''s document query reads and that are not declared, how foreign keys relate them, and the statements to declare them';
 COMMENT ON FUNCTION fanout.mapping IS
-    'the settings and mappings with which a table''s index would be created';
+    'the settings, mappings and aliases with which fanout.index_table(), called with the same arguments, would create an index';
 COMMENT ON FUNCTION fanout.pause IS
     'stops the deliveries of a sync; changes are still captured';
 COMMENT ON FUNCTION fanout.resume IS
@@ -39,7 +39,7 @@ COMMENT ON FUNCTION fanout.check IS
 COMMENT ON FUNCTION fanout.explain IS
     'why a row is not, or wrongly, in the target: one row a step, with what to do in the last; for the sync''s owner';
 COMMENT ON FUNCTION fanout.document IS
-    'the document that a sync would send of a row now, by the values of its key columns; NULL if there is no such row; for the sync''s owner';
+    'the document that a sync would send of a row now, by the values of its key columns, of whatever types; NULL if there is no such row; for the sync''s owner';
 COMMENT ON FUNCTION fanout.enqueue IS
     'says that a row changed, by the values of its key columns: it is delivered, or deleted from the target, as it is then';
 COMMENT ON FUNCTION fanout.enqueue_keys IS
@@ -47,7 +47,7 @@ COMMENT ON FUNCTION fanout.enqueue_keys IS
 
 COMMENT ON SEQUENCE fanout.sync_sync_id_seq IS 'numbers of syncs';
 COMMENT ON FUNCTION fanout.wait IS
-    'returns when all that was committed before the call is in the sync''s target, searchable or cached';
+    'returns when all that was committed before the call is in the sync''s target, searchable or cached; timeout NULL: however long it takes';
 
 -- What the views do not show of it: how a sync was made. There are no secrets in it, and no values of rows.
 GRANT SELECT ON fanout.sync, fanout.relation TO pg_monitor;
