@@ -1,8 +1,8 @@
 //! What concerns all syncs: the library, the worker, the journal and who holds it, the clock.
 
-use super::{Findings, older};
+use super::Findings;
 use crate::catalog::acting::privileged;
-use crate::catalog::{Sync, ours};
+use crate::catalog::{Sync, ours, version};
 use crate::settings;
 use crate::worker::shared::{self, WorkerState};
 use pgrx::prelude::*;
@@ -29,23 +29,12 @@ pub fn check(findings: &mut Findings, syncs: &[Sync]) {
     settings(findings);
 }
 
-/// Whether the functions of this database are those of the library that runs.
+/// Whether the objects of this database are of the library that runs.
 fn library(findings: &mut Findings) {
-    const LIBRARY: &str = env!("CARGO_PKG_VERSION");
-    let installed = privileged(|| {
-        let sql = "SELECT e.extversion FROM pg_catalog.pg_extension e WHERE e.extname = 'pg_fanout'";
-        ours(Spi::connect(|client| client.select(sql, Some(1), &[])?.first().get_one::<String>()))
-    });
-    let installed = installed.unwrap_or_default();
-    if installed == LIBRARY {
-        return findings.ok("library", format!("pg_fanout {LIBRARY}"));
+    match version::difference() {
+        None => findings.ok("library", format!("pg_fanout {}", version::LIBRARY)),
+        Some(why) => findings.error("library", format!("{why}: nothing is delivered"), version::HINT),
     }
-    let (found, hint) = if older(&installed, LIBRARY) {
-        ("older than the library", "ALTER EXTENSION pg_fanout UPDATE;")
-    } else {
-        ("newer than the library that runs", "Restart the server: it runs the library that it was started with.")
-    };
-    findings.warning("library", format!("the extension is {installed}, {found}: {LIBRARY}"), hint);
 }
 
 fn worker(findings: &mut Findings, syncs: &[Sync]) {
