@@ -1,7 +1,7 @@
 //! PostgreSQL, or only the worker, goes down and comes back.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, Session, World, assert_in_step, eventually_ok, stack};
+use pg_test::{Engine, Session, World, assert_in_step, differences, eventually, eventually_ok, stack};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -219,4 +219,34 @@ fn the_worker_does_not_keep_anybody_from_dropping_the_database() {
     world.db = Session::connect("postgres");
     world.db.exec("SET statement_timeout = '20s'");
     world.db.exec(&format!("DROP DATABASE {database}"));
+}
+
+#[test]
+fn objects_of_another_version_stop_delivery_and_no_writer() {
+    let mut world = World::alone("other_version");
+    products(&mut world, 50);
+    let sync = world.cache_table("product", "");
+    world.wait(&sync);
+    let version = world.db.value("SELECT extversion FROM pg_extension WHERE extname = 'pg_fanout'");
+    let becomes = |world: &mut World, version: &str| {
+        world.db.exec(&format!("UPDATE pg_extension SET extversion = '{version}' WHERE extname = 'pg_fanout'"));
+    };
+    // As after an upgrade of the package, which ends with a restart of the server.
+    becomes(&mut world, "0.0.9");
+    world.db.exec(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
+    );
+    world.db.exec("UPDATE product SET name = 'meanwhile'; DELETE FROM product WHERE id = 7");
+    eventually("status says it", Duration::from_secs(20), || {
+        world.status(&sync, "state") == "library of another version"
+    });
+    let refusal = world.db.refusal(&format!("SELECT fanout.wait('{sync}', '20s')"));
+    assert_eq!(refusal.code, "55000", "{refusal}");
+    assert!(refusal.message.contains(&format!("the library is of version {version}")), "{refusal}");
+    assert!(refusal.message.contains("the extension of version 0.0.9"), "{refusal}");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(differences(&mut world, &sync).len(), 50);
+    becomes(&mut world, &version);
+    assert_in_step(&mut world, &sync);
 }

@@ -376,8 +376,12 @@ fn a_library_that_is_not_preloaded_captures_all_the_same() {
     world.db.exec("ALTER SYSTEM SET shared_preload_libraries = 'plpgsql'");
     stack::restart("postgres");
     world.reconnect();
-    world.db.exec("UPDATE product SET name = 'without' WHERE id < 50; DELETE FROM product WHERE id = 60");
-    world.db.exec("INSERT INTO product (id, name) VALUES (1000, 'without')");
+    let said = world.db.notices("UPDATE product SET name = 'without' WHERE id < 50; DELETE FROM product WHERE id = 60");
+    let [warning] = said.as_slice() else { panic!("{said:?}") };
+    assert!(warning.message.contains("pg_fanout is not in shared_preload_libraries"), "{warning}");
+    assert!(warning.hint.contains("Add pg_fanout to shared_preload_libraries"), "{warning}");
+    // Once a session.
+    assert_eq!(world.db.notices("INSERT INTO product (id, name) VALUES (1000, 'without')"), []);
     assert_eq!(world.status(&sync, "state"), "library not preloaded");
     assert_eq!(differences(&mut world, &sync).len(), 51);
     world.db.exec("ALTER SYSTEM RESET shared_preload_libraries");
