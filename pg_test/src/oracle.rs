@@ -78,14 +78,15 @@ impl Oracle {
             let rows = world.db.rows(&format!("SELECT id, n, length(note) FROM item WHERE writer = {number}"));
             let value = |text: &Option<String>| text.as_deref().unwrap_or_default().parse::<u64>().expect("a number");
             let rows: Rows = rows.iter().map(|row| (value(&row[0]), (value(&row[1]), value(&row[2])))).collect();
-            if known.perhaps.as_ref() == Some(&rows) {
+            let perhaps = known.perhaps.take();
+            if perhaps.as_ref() == Some(&rows) {
                 known.rows = rows.clone();
             }
-            known.perhaps = None;
             assert!(
                 rows == known.rows,
-                "the table is not what writer {number} was told: {:?}",
-                first(&rows, &known.rows)
+                "the table is not what writer {number} was told: {:?}; nor what its last commit may have made: {:?}",
+                first(&rows, &known.rows),
+                perhaps.as_ref().map(|perhaps| first(&rows, perhaps))
             );
         }
     }
