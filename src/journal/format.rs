@@ -100,7 +100,7 @@ pub fn related(address: &[u8]) -> Option<(i32, &[u8])> {
 const ORPHAN: [u8; 3] = [0x80, 0x80, 0x00];
 
 /// A document of a target to be deleted, unless it was written since. It stands among the addresses of a sync where no address
-/// is known: its id is the hash of a key.
+/// is known: its id is the hash of a key, or that of a key of other types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orphan<'a> {
     /// Its id.

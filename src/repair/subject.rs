@@ -68,7 +68,7 @@ impl Subject {
         self.naming().parse(called)
     }
 
-    /// A document of the target's listing whose id is a hash.
+    /// A document of the target's listing of which [`Self::parse`] can't tell the address, if it is ours.
     pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
         self.naming().orphan(page, at)
     }

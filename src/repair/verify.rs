@@ -5,7 +5,8 @@
 //! table. That takes no sort, and memory for a page only.
 //!
 //! An id that is the hash of a long key tells no row. The names of rows that have such an id are kept instead, a digest each:
-//! a document that was there before the rows were read, and is none of these, has no row.
+//! a document that was there before the rows were read, and is none of these, has no row. Nor has one whose id is no key, and
+//! that is ours by its version.
 //!
 //! What differs is a suspect: it may be on its way. When a page of suspects is together, all that was committed until then is
 //! waited for, and they are looked at again: [`super::suspect`] says when that proves something.

@@ -27,6 +27,9 @@ const FIRST_ROWS: usize = 50;
 /// A reading ends at so many times the bytes of a batch, where rows are larger than those before them were.
 const ENOUGH: usize = 2;
 
+/// Versions of ours are microseconds since 1970, and this is one of 2001. Those that an engine gives count from 1.
+const FIRST_VERSION: u64 = 1_000_000_000_000_000;
+
 /// What a document is called in the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Named {
@@ -125,13 +128,14 @@ impl Naming<'_> {
         Some(template.render(&ordered?))
     }
 
-    /// What stands for a document whose id is a hash, among addresses. None if its id is none, or the target told no version.
+    /// What stands, among addresses, for a document of which [`Self::parse`] can't tell the address: its id is a hash, or it is ours
+    /// by its version, of a time when the key had other types. None if it is neither.
     pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
         let called = Called::on(page, at);
-        let hashed = self.sync.kind == Kind::Index && delivery::id::is_hashed(called.name);
+        let version = page.versions.get(at).copied().flatten()?;
         let index = self.templates.period.is_some().then_some(called.index).flatten();
-        let version = page.versions.get(at).copied().flatten().filter(|_| hashed)?;
-        Some(Orphan { id: called.name, routing: called.routing, index, version })
+        let ours = version >= FIRST_VERSION || delivery::id::is_hashed(called.name);
+        ours.then_some(Orphan { id: called.name, routing: called.routing, index, version })
     }
 
     /// Image of an address that what the target holds stands for; None if it is none of this sync's. Raises where the text is

@@ -7,7 +7,7 @@ use super::heartbeat;
 use super::pending::Slot;
 use super::reading::read_as_owner;
 use super::runner::{Runner, Target, shared_add};
-use super::scan::{Hashed, Ids};
+use super::scan::{Ids, Orphans};
 use super::store::{self, DeadLetter};
 use super::strikes::Work;
 use super::transaction::{Failed, transaction};
@@ -473,20 +473,21 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
         let one = |&at: &usize| runner.parse(Called::on(page, at));
         read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
     };
-    let again = runner.scan.as_ref().is_some_and(|scan| matches!(scan.hashed, Hashed::Listing(_)));
-    // Of a second listing nothing else is of interest than hashes.
-    let parsed = if again { Ok(Vec::new()) } else { parse(&places) };
-    let parsed = parsed.or_else(|_| {
+    let parsed = parse(&places).or_else(|_| {
         // One of them is no text of the key's type: one by one.
         let each = places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?));
         Ok::<_, Failed>(each.collect())
     });
-    let orphans: Vec<Orphan> = places.iter().filter_map(|&at| runner.orphan(page, at)).collect();
-    let parsed = parsed.unwrap_or_default();
-    let foreign = parsed.iter().filter(|address| address.is_none()).count();
-    let foreign = foreign.saturating_sub(orphans.len());
-    for address in parsed.iter().flatten() {
-        runner.pending.mark(address);
+    let again = runner.scan.as_ref().is_some_and(|scan| matches!(scan.orphans, Orphans::Listing(_)));
+    let (mut orphans, mut foreign) = (Vec::new(), 0);
+    for (at, address) in parsed.unwrap_or_default().into_iter().enumerate() {
+        match (address, runner.orphan(page, at)) {
+            // Read already, when it was listed first.
+            (Some(_), _) if again => {}
+            (Some(address), _) => runner.pending.mark(&address),
+            (None, Some(orphan)) => orphans.push(orphan),
+            (None, None) => foreign += 1,
+        }
     }
     if foreign > 0 {
         pgrx::log!(
@@ -494,16 +495,16 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
             runner.sync.name
         );
     }
-    match hashed(runner, &mut worker.clock, &orphans, page.cursor.is_none()) {
+    match without_address(runner, &mut worker.clock, &orphans, page.cursor.is_none()) {
         Err(failed) => {
             if let Some(scan) = &mut runner.scan {
                 scan.ids = Ids::Next(None);
             }
             return runner.back_off(&failed.to_string());
         }
-        Ok(hashed) => {
+        Ok(state) => {
             if let Some(scan) = &mut runner.scan {
-                scan.hashed = hashed;
+                scan.orphans = state;
             }
         }
     }
@@ -518,14 +519,14 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
     runner.succeed();
 }
 
-/// Documents of a page whose ids are hashes. The `last` page ends the listing. Gives how far the scan is with them.
-fn hashed(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], last: bool) -> Result<Hashed, Failed> {
-    let met = match runner.scan.as_ref().map_or(Hashed::None, |scan| scan.hashed) {
-        Hashed::Listing(fence) => {
+/// Documents of a page whose ids tell no key. The `last` page ends the listing. Gives how far the scan is with them.
+fn without_address(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], last: bool) -> Result<Orphans, Failed> {
+    let met = match runner.scan.as_ref().map_or(Orphans::None, |scan| scan.orphans) {
+        Orphans::Listing(fence) => {
             mark_below(runner, orphans, fence)?;
-            return Ok(if last { Hashed::None } else { Hashed::Listing(fence) });
+            return Ok(if last { Orphans::None } else { Orphans::Listing(fence) });
         }
-        Hashed::Met(met) => Some(met),
+        Orphans::Met(met) => Some(met),
         _ => None,
     };
     let met = orphans.iter().map(|orphan| orphan.version).chain(met).max();
@@ -543,10 +544,10 @@ fn hashed(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], last: bool
             if let Some(scan) = &mut runner.scan {
                 scan.extend(blocks);
             }
-            Ok(Hashed::Fenced(fence))
+            Ok(Orphans::Fenced(fence))
         }
-        Some(met) => Ok(Hashed::Met(met)),
-        None => Ok(Hashed::None),
+        Some(met) => Ok(Orphans::Met(met)),
+        None => Ok(Orphans::None),
     }
 }
 

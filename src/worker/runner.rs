@@ -250,7 +250,7 @@ impl Runner {
         self.naming(source).parse(name)
     }
 
-    /// A document of the target's listing whose id is a hash.
+    /// A document of the target's listing of which [`Self::parse`] can't tell the address, if it is ours.
     pub fn orphan<'a>(&self, page: &'a IdPage, at: usize) -> Option<Orphan<'a>> {
         let (source, _) = self.source.as_ref()?;
         self.naming(source).orphan(page, at)

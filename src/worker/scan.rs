@@ -21,11 +21,11 @@ pub enum Ids {
     Asked,
 }
 
-/// How far a reconcile is with documents whose ids are hashes: no id tells whose they are, so none is asked for its row. A document
+/// How far a reconcile is with documents whose ids tell no key: hashes, and those of a key that had other types. A document
 /// that has a row is written anew, with a higher version than any that was issued before the first row was read; once that is
 /// done, those of lower versions have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hashed {
+pub enum Orphans {
     /// There are none, or they are dealt with.
     None,
     /// Some were listed, before any row is read; the highest of their versions.
@@ -52,8 +52,8 @@ pub struct Scan {
     /// The epoch in which the last of those ids was marked, until it is done: ids stand in no journal, so nothing may be
     /// forgotten of the scan before.
     pub ids_epoch: Option<Epoch>,
-    /// Documents whose ids do not tell their keys.
-    pub hashed: Hashed,
+    /// Documents whose ids tell no key.
+    pub orphans: Orphans,
     /// Identity of the source's files when the scan began.
     pub files: i64,
     next: u32,
@@ -71,7 +71,7 @@ impl Scan {
     pub fn new(files: i64, end: u32, rows_total: Option<i64>, with_ids: bool) -> Self {
         Self {
             ids_epoch: None,
-            hashed: Hashed::None,
+            orphans: Orphans::None,
             ids: if with_ids { Ids::Next(None) } else { Ids::Done },
             files,
             next: 0,
@@ -91,7 +91,7 @@ impl Scan {
             && i64::from_le_bytes(*files) == self.files
         {
             self.next = u32::from_le_bytes(*block).min(self.end);
-            self.hashed = if fence == 0 { Hashed::None } else { Hashed::Fenced(fence) };
+            self.orphans = if fence == 0 { Orphans::None } else { Orphans::Fenced(fence) };
             self.rows = rows;
             self.ids = Ids::Done;
         }
@@ -108,28 +108,28 @@ impl Scan {
             return None;
         }
         let block = self.slices.front().map_or(self.next, |slice| slice.from);
-        let fence = match self.hashed {
-            Hashed::Fenced(fence) | Hashed::Settling(fence, _) | Hashed::Listing(fence) => fence,
-            Hashed::None | Hashed::Met(_) => 0,
+        let fence = match self.orphans {
+            Orphans::Fenced(fence) | Orphans::Settling(fence, _) | Orphans::Listing(fence) => fence,
+            Orphans::None | Orphans::Met(_) => 0,
         };
         Some([&self.files.to_le_bytes()[..], &fence.to_le_bytes(), &block.to_le_bytes()].concat())
     }
 
     /// The journal was read as of now, and what it held belongs to epochs up to this one.
     pub fn was_polled(&mut self, epoch: impl FnOnce() -> Epoch) {
-        if let Hashed::Fenced(fence) = self.hashed
+        if let Orphans::Fenced(fence) = self.orphans
             && self.rows_are_done()
         {
-            self.hashed = Hashed::Settling(fence, epoch());
+            self.orphans = Orphans::Settling(fence, epoch());
         }
     }
 
     /// Lists the ids once more, if what that waited for is done.
     pub fn list_again(&mut self, is_done: impl FnOnce(Epoch) -> bool) {
-        if let Hashed::Settling(fence, epoch) = self.hashed
+        if let Orphans::Settling(fence, epoch) = self.orphans
             && is_done(epoch)
         {
-            self.hashed = Hashed::Listing(fence);
+            self.orphans = Orphans::Listing(fence);
             self.ids = Ids::Next(None);
         }
     }
@@ -194,7 +194,7 @@ impl Scan {
 
     /// True if all was read and acknowledged.
     pub fn is_done(&self) -> bool {
-        self.rows_are_done() && self.hashed == Hashed::None
+        self.rows_are_done() && self.orphans == Orphans::None
     }
 }
 
@@ -226,23 +226,23 @@ mod tests {
     }
 
     #[test]
-    fn hashed_ids_are_listed_again_when_all_that_has_a_row_was_written() {
+    fn ids_that_tell_no_key_are_listed_again_when_all_that_has_a_row_was_written() {
         let mut scan = Scan::new(7, 1, None, true);
-        (scan.ids, scan.hashed) = (Ids::Done, Hashed::Fenced(9));
+        (scan.ids, scan.orphans) = (Ids::Done, Orphans::Fenced(9));
         let (slice, from, to) = scan.next_slice(10).unwrap();
         scan.was_read(slice, to - from, 1, 1);
         scan.was_polled(|| 3);
-        assert_eq!(scan.hashed, Hashed::Fenced(9), "a row is on its way");
+        assert_eq!(scan.orphans, Orphans::Fenced(9), "a row is on its way");
         let mut resumed = Scan::new(7, 1, None, true);
         resumed.resume(&scan.position().unwrap(), 0);
-        assert_eq!((resumed.hashed, &resumed.ids), (Hashed::Fenced(9), &Ids::Done));
+        assert_eq!((resumed.orphans, &resumed.ids), (Orphans::Fenced(9), &Ids::Done));
         scan.acknowledged(slice);
         scan.list_again(|_| true);
-        assert!(!scan.is_done() && scan.hashed == Hashed::Fenced(9), "the journal may hold changes");
+        assert!(!scan.is_done() && scan.orphans == Orphans::Fenced(9), "the journal may hold changes");
         scan.was_polled(|| 3);
         scan.list_again(|epoch| epoch < 3);
-        assert_eq!((scan.hashed, scan.has_more()), (Hashed::Settling(9, 3), false));
+        assert_eq!((scan.orphans, scan.has_more()), (Orphans::Settling(9, 3), false));
         scan.list_again(|epoch| epoch == 3);
-        assert_eq!((scan.hashed, &scan.ids, scan.position()), (Hashed::Listing(9), &Ids::Next(None), None));
+        assert_eq!((scan.orphans, &scan.ids, scan.position()), (Orphans::Listing(9), &Ids::Next(None), None));
     }
 }

@@ -1,4 +1,4 @@
-//! Documents whose ids are hashes, as keys of more than 512 bytes make them: no id tells whose they are.
+//! Documents whose ids tell no key: hashes, which keys of more than 512 bytes have, and those of a key that had another type.
 
 use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine};
 use serde_json::json;
@@ -12,7 +12,8 @@ on_each_engine!(
     with_routing_and_periods_only_what_is_stale_goes,
     a_refused_row_keeps_its_document_until_it_is_gone,
     reconciles_beside_writers_lose_nothing,
-    rows_of_hashed_ids_are_found
+    rows_of_hashed_ids_are_found,
+    documents_of_a_key_that_had_another_type_go
 );
 
 /// Rows with keys of about 700 bytes, and ten short ones; their documents don't have the key.
@@ -205,7 +206,10 @@ fn reconciles_beside_writers_lose_nothing(world: &mut World, engine: &Engine) {
         .collect();
     while Instant::now() < until {
         world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(1200));
+        // It goes on where it was.
+        world.db.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'pg_fanout%' AND datname = current_database()");
+        std::thread::sleep(Duration::from_millis(500));
     }
     for writer in writers {
         writer.join().expect("the writer has no trouble");
@@ -230,4 +234,30 @@ fn rows_of_hashed_ids_are_found(world: &mut World, engine: &Engine) {
     world.wait("bare");
     let rows = world.db.column(&format!("SELECT n FROM es_rows(NULL::page, 'bare'{query}"));
     assert_eq!(rows, ["1001"]);
+}
+
+fn documents_of_a_key_that_had_another_type_go(world: &mut World, engine: &Engine) {
+    world.db.exec("CREATE TABLE page (id text PRIMARY KEY, n int NOT NULL)");
+    world.db.exec(
+        "INSERT INTO page SELECT CASE WHEN n % 2 = 0 THEN 'key ' ELSE '' END || n, n FROM generate_series(1, 40) AS n",
+    );
+    let sync = world.index_table("page", engine, "");
+    assert_in_step(world, &sync);
+    let concrete = format!("{}-fanout-1", world.index_name("page"));
+    engine.ask("PUT", &format!("/{concrete}/_doc/guest"), Some(json!({"n": -1})));
+    engine.refresh(&concrete);
+    world.db.exec("ALTER TABLE page ALTER id TYPE int USING n + 1000");
+    world.wait(&sync);
+    let mut documents = held(world, engine);
+    assert_eq!(documents.remove("guest"), Some(-1), "somebody else's");
+    let numbers: Vec<i64> = documents.into_values().collect();
+    assert_eq!(numbers, (1..=40).collect::<Vec<_>>());
+    // Verified, too: here is one that only its version says to be ours.
+    let path = format!("/{concrete}/_doc/key%205?version=1600000000000000&version_type=external");
+    engine.ask("PUT", &path, Some(json!({"n": 5})));
+    engine.refresh(&concrete);
+    let verified = world.db.rows(&format!("CALL fanout.verify('{sync}', repair => true)")).remove(0);
+    assert_eq!((verified[3].as_deref(), verified[7].as_deref()), (Some("2"), Some("1")), "{verified:?}");
+    world.wait(&sync);
+    assert_eq!(held(world, engine).len(), 41);
 }
