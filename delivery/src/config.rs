@@ -36,6 +36,9 @@ pub enum ConfigError {
     SocketPath,
 }
 
+/// Redis' port where a URL has none.
+pub(crate) const REDIS_PORT: u16 = 6379;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -251,6 +254,28 @@ pub enum ServerConfig {
     Redis(RedisConfig),
 }
 
+impl ServerConfig {
+    /// True if both lead to the same place by what their URLs say: a node in common, or the same database of a Redis. Another
+    /// name of the same host is not seen.
+    pub fn leads_where(&self, other: &ServerConfig) -> bool {
+        match (self, other) {
+            (ServerConfig::Engine(one), ServerConfig::Engine(other)) => {
+                let root = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
+                one.urls.iter().any(|url| other.urls.iter().any(|node| root(url) == root(node)))
+            }
+            (ServerConfig::Redis(one), ServerConfig::Redis(other)) => {
+                let (one, other) = (&one.url, &other.url);
+                let at = |url: &Url| (url.host_str().map(str::to_owned), url.port().unwrap_or(REDIS_PORT));
+                match (one.scheme(), other.scheme()) {
+                    ("unix", _) | (_, "unix") => one == other,
+                    _ => at(one) == at(other) && database(one) == database(other),
+                }
+            }
+            _ => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +299,20 @@ mod tests {
         assert_eq!(RedisConfig::new("redis://h/x"), Err(ConfigError::Database));
         assert_eq!(RedisConfig::new("redis:///1"), Err(ConfigError::NoHost));
         assert!(matches!(RedisConfig::new("unix:"), Err(ConfigError::SocketPath)));
+    }
+
+    #[test]
+    fn urls_that_lead_to_the_same_place() {
+        let engine = |urls: &[&str]| ServerConfig::Engine(EngineConfig::new(urls).unwrap());
+        let redis = |url| ServerConfig::Redis(RedisConfig::new(url).unwrap());
+        assert!(engine(&["http://a:9200", "http://b"]).leads_where(&engine(&["HTTP://B:80/"])));
+        assert!(!engine(&["http://a:9200"]).leads_where(&engine(&["http://a:9201"])));
+        assert!(!engine(&["http://a/x"]).leads_where(&engine(&["http://a/y"])));
+        assert!(redis("redis://h").leads_where(&redis("redis://h:6379/0")));
+        assert!(!redis("redis://h/1").leads_where(&redis("redis://h")));
+        assert!(redis("unix:///run/redis.sock").leads_where(&redis("unix:///run/redis.sock")));
+        assert!(!redis("unix:///run/a").leads_where(&redis("unix:///run/b")));
+        assert!(!engine(&["http://h:6379"]).leads_where(&redis("redis://h")));
     }
 
     #[test]

@@ -3,8 +3,14 @@
 //! | the control document is | a claim |
 //! | --- | --- |
 //! | missing | takes the target, with an epoch that no earlier life of it had |
-//! | of our identity (a restart, a failover) | takes it at once, epoch + 1; the other run finds out with its next heartbeat |
-//! | of another identity | is refused, until that owner has shown no sign of life for `stale_after`, or with `force` |
+//! | ours: of our identity, place and sync (a restart) | takes it at once, epoch + 1 |
+//! | of our identity and another place (a copy of the files, or the same server moved) | waits as for another identity; then takes it with a new epoch |
+//! | of another identity (another database, another timeline) | is refused, until that owner has shown no sign of life for `stale_after`, or with `force` |
+//! | of another sync of our database that feeds it | is refused, however silent that one is, unless with `force` |
+//! | of a sync of our database that is no more | takes it at once, with a new epoch |
+//!
+//! A copy of a server's files has its identity and remembers what it remembered; only where it runs tells them apart. The
+//! heartbeats of the one that feeds the target are what keeps the other out.
 //!
 //! Clocks are not compared. Whether another owner is alive is found by watching: a claim that finds another owner
 //! returns a [`Sighting`], the caller hands it back with its next claim, and if the control document did not change
@@ -26,8 +32,15 @@ pub const CONTROL_KEY_PREFIX: &str = "pg_fanout:control:";
 pub struct Claim {
     /// Name of the target: the alias, or the key template.
     pub target: String,
-    /// Which database this is: `<system identifier>/<database oid>`. The same identity takes over at once.
+    /// Which database this is: `<system identifier>/<database oid>/<timeline>`.
     pub identity: String,
+    /// Where the server runs: no two that run at the same time have the same. None if that is not known; then all places are
+    /// alike.
+    pub place: Option<String>,
+    /// Which sync this is, on whatever timeline: no other in the world has the same, but in copies of the database.
+    pub sync: String,
+    /// Other syncs of this database that are to feed a target of this name.
+    pub rivals: Vec<Rival>,
     /// Which run of the worker this is; random, new at every start.
     pub nonce: String,
     /// For people: host and database.
@@ -41,6 +54,15 @@ pub struct Claim {
     pub force: bool,
     /// What the previous claim of this target saw.
     pub sighting: Option<Sighting>,
+}
+
+/// A sync that may have claimed the same target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rival {
+    /// As [`Claim::sync`].
+    pub sync: String,
+    /// The epoch of its last claim; of another target, if it was moved elsewhere.
+    pub epoch: Option<u64>,
 }
 
 /// Another owner's control document as it was first seen in this state.
@@ -57,6 +79,10 @@ pub struct Ownership {
     pub target: String,
     /// Our identity.
     pub identity: String,
+    /// Our place.
+    pub place: Option<String>,
+    /// Our sync.
+    pub sync: String,
     /// Our nonce.
     pub nonce: String,
     /// Text for people.
@@ -88,6 +114,8 @@ pub enum ClaimOutcome {
         identity: String,
         /// Its text for people.
         by: String,
+        /// One of the rivals, if it is one.
+        rival: Option<Rival>,
         /// For how long we have seen no sign of life of it.
         silent_for: Duration,
         /// For the next claim.
@@ -112,6 +140,8 @@ impl Ownership {
         Ownership {
             target: claim.target.clone(),
             identity: claim.identity.clone(),
+            place: claim.place.clone(),
+            sync: claim.sync.clone(),
             nonce: claim.nonce.clone(),
             by: claim.by.clone(),
             epoch,
@@ -130,6 +160,12 @@ impl Ownership {
 pub struct Owner {
     /// Its identity and timeline.
     pub identity: String,
+    /// Where it runs, if it says so.
+    #[serde(default)]
+    pub place: Option<String>,
+    /// Which sync of it, if it says so.
+    #[serde(default)]
+    pub sync: Option<String>,
     /// Its text for people.
     pub by: String,
     /// When it last said that it is alive, milliseconds since 1970 by its own clock.
@@ -140,6 +176,12 @@ pub struct Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Control {
     pub(crate) identity: String,
+    /// Not in those that were written before there was such a thing.
+    #[serde(default)]
+    pub(crate) place: Option<String>,
+    /// Not in those that were written before there was such a thing.
+    #[serde(default)]
+    pub(crate) sync: Option<String>,
     pub(crate) nonce: String,
     pub(crate) epoch: u64,
     /// For people: milliseconds since 1970 by the owner's clock. We look only at whether it changes.
@@ -155,6 +197,8 @@ impl Control {
     pub(crate) fn renewed(ownership: &Ownership) -> Control {
         Control {
             identity: ownership.identity.clone(),
+            place: ownership.place.clone(),
+            sync: Some(ownership.sync.clone()),
             nonce: ownership.nonce.clone(),
             epoch: ownership.epoch,
             heartbeat_ms: now_ms(),
@@ -171,7 +215,7 @@ impl Control {
 
     /// Whether this was written to another run of the server, as far as both are known.
     pub(crate) fn is_of_another_run(&self, server: Option<&str>) -> bool {
-        self.server.as_deref().zip(server).is_some_and(|(then, now)| then != now)
+        !alike(self.server.as_deref(), server)
     }
 
     /// Whether this was written by the very run that holds this ownership.
@@ -189,11 +233,18 @@ impl Control {
             "identity": self.identity, "nonce": self.nonce, "epoch": self.epoch,
             "heartbeat_ms": self.heartbeat_ms, "heartbeat_every_ms": self.heartbeat_every_ms, "by": self.by,
         });
-        if let Some(server) = &self.server {
-            json["server"] = server.as_str().into();
+        for (name, value) in [("place", &self.place), ("sync", &self.sync), ("server", &self.server)] {
+            if let Some(value) = value {
+                json[name] = value.as_str().into();
+            }
         }
         json
     }
+}
+
+/// Whether both are the same as far as both are known.
+pub fn alike(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
 }
 
 /// What a claim does with what it finds.
@@ -209,8 +260,17 @@ impl Claim {
         let Some((control, state)) = found else {
             return Decision::Take(self.control(first_epoch()));
         };
-        let take = || Decision::Take(self.control(control.epoch.saturating_add(1)));
-        if control.identity == self.identity || self.force {
+        let ours = control.identity == self.identity;
+        let here = ours && alike(control.place.as_deref(), self.place.as_deref());
+        let same_sync = alike(control.sync.as_deref(), Some(&self.sync));
+        let next = control.epoch.saturating_add(1);
+        let take = || {
+            // Our identity remembers the epochs of both: one that goes on from nothing that either remembers.
+            let goes_on = !ours || here && same_sync;
+            Decision::Take(self.control(if goes_on { next } else { first_epoch().max(next + 1) }))
+        };
+        let rival = self.rivals.iter().find(|rival| control.sync.as_ref() == Some(&rival.sync));
+        if self.force || here && rival.is_none() {
             return take();
         }
         let now = Instant::now();
@@ -220,12 +280,15 @@ impl Claim {
         };
         let silent_for = now.duration_since(first_seen);
         let its_interval = Duration::from_millis(control.heartbeat_every_ms);
-        if silent_for >= self.stale_after.max(its_interval.saturating_mul(3)) && first_seen < now {
+        // It is silent while it is paused, too. But if it has claimed another target since, it has left this one.
+        let feeds_it = rival.is_some_and(|rival| rival.epoch == Some(control.epoch));
+        if !feeds_it && silent_for >= self.stale_after.max(its_interval.saturating_mul(3)) && first_seen < now {
             return take();
         }
         Decision::Leave(ClaimOutcome::OwnedBy {
             identity: control.identity.clone(),
             by: control.by.clone(),
+            rival: rival.cloned(),
             silent_for,
             sighting: Sighting { state, first_seen },
         })
@@ -234,6 +297,8 @@ impl Claim {
     fn control(&self, epoch: u64) -> Control {
         Control {
             identity: self.identity.clone(),
+            place: self.place.clone(),
+            sync: Some(self.sync.clone()),
             nonce: self.nonce.clone(),
             epoch,
             heartbeat_ms: now_ms(),
@@ -266,6 +331,9 @@ mod tests {
         Claim {
             target: "product".into(),
             identity: identity.into(),
+            place: Some("here".into()),
+            sync: "1".into(),
+            rivals: Vec::new(),
             nonce: "n".into(),
             by: format!("database {identity}"),
             heartbeat_every: Duration::from_millis(1),
@@ -321,6 +389,65 @@ mod tests {
         assert!(watch(&mut ours, "2").is_none());
         std::thread::sleep(Duration::from_millis(25));
         assert_eq!(watch(&mut ours, "2").unwrap().epoch, theirs.epoch + 1);
+    }
+
+    #[test]
+    fn a_copy_of_the_files_waits_for_the_original_and_is_no_continuation() {
+        let theirs = taken(claim("a").decide(None)).unwrap();
+        let mut copy = Claim { place: Some("elsewhere".into()), ..claim("a") };
+        let Decision::Leave(ClaimOutcome::OwnedBy { sighting, .. }) = copy.decide(Some((&theirs, "1".into()))) else {
+            panic!("taken from a living original")
+        };
+        copy.sighting = Some(sighting);
+        std::thread::sleep(Duration::from_millis(25));
+        let moved = taken(copy.decide(Some((&theirs, "1".into())))).unwrap();
+        assert!(moved.epoch > theirs.epoch + 1, "{} {}", theirs.epoch, moved.epoch);
+        let forced = Claim { force: true, sighting: None, ..copy };
+        assert!(taken(forced.decide(Some((&theirs, "1".into())))).unwrap().epoch > theirs.epoch + 1);
+    }
+
+    #[test]
+    fn where_a_place_is_not_known_the_identity_decides() {
+        let theirs = taken(claim("a").decide(None)).unwrap();
+        let nowhere = Claim { place: None, ..claim("a") };
+        assert_eq!(taken(nowhere.decide(Some((&theirs, "1".into())))).unwrap().epoch, theirs.epoch + 1);
+        // As a control document was before it said place and sync.
+        let text =
+            r#"{"identity": "a", "nonce": "n", "epoch": 7, "heartbeat_ms": 1, "heartbeat_every_ms": 1, "by": ""}"#;
+        let old: Control = serde_json::from_str(text).unwrap();
+        assert_eq!(taken(claim("a").decide(Some((&old, "1".into())))).unwrap().epoch, 8);
+    }
+
+    #[test]
+    fn another_sync_of_the_database_keeps_what_it_feeds() {
+        let theirs = taken(claim("a").decide(None)).unwrap();
+        let two = |epoch| Claim {
+            sync: "2".into(),
+            rivals: vec![Rival { sync: "1".into(), epoch: Some(epoch) }],
+            ..claim("a")
+        };
+        let mut second = two(theirs.epoch);
+        for _ in 0..3 {
+            let Decision::Leave(ClaimOutcome::OwnedBy { rival, sighting, .. }) =
+                second.decide(Some((&theirs, "1".into())))
+            else {
+                panic!("taken from another sync")
+            };
+            assert_eq!(rival.unwrap().sync, "1");
+            second.sighting = Some(sighting);
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        // On another timeline as well.
+        second.identity = "b".into();
+        assert!(taken(second.decide(Some((&theirs, "1".into())))).is_none());
+        // It feeds another target by now: as soon as it is known to be silent here.
+        let mut left = two(theirs.epoch + 5);
+        assert!(taken(left.decide(Some((&theirs, "1".into())))).is_none());
+        left.sighting = second.sighting;
+        assert!(taken(left.decide(Some((&theirs, "1".into())))).is_some());
+        // It is no more: at once, and from the start.
+        let alone = Claim { rivals: Vec::new(), ..two(0) };
+        assert!(taken(alone.decide(Some((&theirs, "1".into())))).unwrap().epoch > theirs.epoch + 1);
     }
 
     #[test]

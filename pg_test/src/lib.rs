@@ -25,6 +25,7 @@ mod peers;
 pub mod proxy;
 mod random;
 pub mod readme;
+mod second;
 pub mod stack;
 mod waiting;
 mod world;
@@ -35,6 +36,7 @@ pub use invariant::{assert_in_step, differences};
 pub use keyspace::Keyspace;
 pub use peers::{BlackHole, OldEngine};
 pub use random::Dice;
+pub use second::Second;
 pub use waiting::{eventually, eventually_ok};
 pub use world::World;
 

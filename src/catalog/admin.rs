@@ -160,10 +160,10 @@ pub fn owns(sync: &Sync) -> bool {
 
 /// The sync, unless it was made in another cluster or database: then nothing is delivered, and an ERROR says so.
 pub fn not_parked(sync: Sync) -> Sync {
-    if sync.identity != identity() {
+    if let Some(why) = sync.parked() {
         failure(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("sync \"{}\" is parked: it was made in another cluster or database", sync.name),
+            format!("sync \"{}\" is parked: {why}", sync.name),
         )
         .hint(format!(
             "SELECT fanout.adopt({}) makes it one of this database, if no other is to feed its target.",

@@ -4,7 +4,8 @@ use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
 use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, not_parked, owned};
 use crate::catalog::declare::{
-    check_fields, check_jitter, check_pipeline, check_search_fields, fits, index_columns, one_of, ttl_milliseconds,
+    check_fields, check_jitter, check_pipeline, check_search_fields, fed_by, fits, index_columns, one_of,
+    ttl_milliseconds,
 };
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::enqueue::layout;
@@ -354,13 +355,9 @@ fn new_owner(name: &str, table: &Table) -> pg_sys::Oid {
 /// The server must fit the sync, and both its owner and the caller may use it; nobody else feeds the target there.
 fn check_server(sync: &Sync) {
     fits(sync.kind, &sync.server, &[sync.owner, catalog::caller()]);
-    if let Some(other) = catalog::feeding(&sync.server, &sync.target).filter(|other| other.id != sync.id) {
-        failure(
-            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-            format!("\"{}\" on server \"{}\" is fed by sync \"{}\" already", sync.target, sync.server, other.name),
-        )
-        .hint("Name another \"server\", or end that sync: fanout.drop_sync().")
-        .raise();
+    if let Some(other) = catalog::feeding(&sync.server, &sync.target, Some(sync.id)) {
+        let refusal = fed_by(sync.kind, &sync.server, &sync.target, &other);
+        refusal.hint("Name another \"server\", or end that sync: fanout.drop_sync().").raise();
     }
 }
 

@@ -7,8 +7,8 @@ use crate::catalog::key::{check_address_column, key_columns, type_name};
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
-use crate::catalog::{self, Kind, document, identity, ours, relation, require_preloaded, triggers};
-use crate::error::{failure, no_nulls, not_null};
+use crate::catalog::{self, Kind, Sync, document, identity, ours, relation, require_preloaded, triggers};
+use crate::error::{Failure, failure, no_nulls, not_null};
 use crate::server::{self, ServerKind};
 use delivery::period::Period;
 use delivery::template::KeyTemplate;
@@ -458,6 +458,9 @@ fn record(
         Kind::Index => "index",
         Kind::Cache => "cache",
     };
+    if let Some(other) = catalog::feeding(&wanted.server, &target, None) {
+        refuse_rival(&wanted, &target, &other);
+    }
     let owner = catalog::caller();
     let recorded = privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<bool, pgrx::spi::Error> {
@@ -512,19 +515,34 @@ fn default_name(wanted: &Wanted, table: &Table) -> String {
 
 /// Says which of the two unique keys of `fanout.sync` is taken.
 fn taken(wanted: &Wanted, name: &str, target: &str) -> ! {
-    let code = PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT;
-    let feeder = catalog::feeding(&wanted.server, target);
-    if let Some(other) = feeder {
-        let what = match wanted.kind {
-            Kind::Index => format!("index \"{target}\""),
-            Kind::Cache => "this key template".to_owned(),
-        };
-        failure(code, format!("{what} on server \"{}\" is fed by sync \"{}\" already", wanted.server, other.name))
-            .hint(match wanted.kind {
-                Kind::Index => "Name another: index => '…'; or end that one: fanout.drop_sync().",
-                Kind::Cache => "Use another template; or end that one: fanout.drop_sync().",
-            })
-            .raise()
+    if let Some(other) = catalog::feeding(&wanted.server, target, None) {
+        refuse_rival(wanted, target, &other);
     }
-    failure(code, format!("sync \"{name}\" already exists")).hint("Name this one: name => '…'.").raise()
+    failure(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("sync \"{name}\" already exists"))
+        .hint("Name this one: name => '…'.")
+        .raise()
+}
+
+fn refuse_rival(wanted: &Wanted, target: &str, other: &Sync) -> ! {
+    let hint = match wanted.kind {
+        Kind::Index => "Name another: index => '…'; or end that one: fanout.drop_sync().",
+        Kind::Cache => "Use another template; or end that one: fanout.drop_sync().",
+    };
+    fed_by(wanted.kind, &wanted.server, target, other).hint(hint).raise()
+}
+
+/// Another sync feeds the target.
+pub fn fed_by(kind: Kind, server: &str, target: &str, other: &Sync) -> Failure {
+    let what = match kind {
+        Kind::Index => format!("index \"{target}\""),
+        Kind::Cache => "this key template".to_owned(),
+    };
+    let refusal = failure(
+        PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+        format!("{what} on server \"{server}\" is fed by sync \"{}\" already", other.name),
+    );
+    if other.server == server {
+        return refusal;
+    }
+    refusal.detail(format!("Servers \"{server}\" and \"{}\" have the same url.", other.server))
 }

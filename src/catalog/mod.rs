@@ -185,6 +185,30 @@ impl Sync {
         format!("{}-fanout-{generation}", self.target)
     }
 
+    /// Why the sync is inert here, until fanout.adopt() makes it one of this database; None if it is one.
+    pub fn parked(&self) -> Option<String> {
+        let here = identity();
+        if self.identity == here {
+            return None;
+        }
+        let cluster = |identity: &str| identity.split('/').next().map(str::to_owned);
+        Some(if cluster(&self.identity) == cluster(&here) {
+            "it was made in another database of this cluster, of which this one is a copy".to_owned()
+        } else {
+            "it was made in another cluster, and came with a dump or pg_upgrade".to_owned()
+        })
+    }
+
+    /// Which sync this is to a target: unlike its name not used again, and the same on every timeline.
+    pub fn mark(&self) -> String {
+        format!("{}/{}", self.identity, self.id)
+    }
+
+    /// The epoch with which the target was claimed last.
+    pub fn claimed_epoch(&self) -> Option<u64> {
+        self.claimed.as_deref()?.rsplit_once('#')?.1.parse().ok()
+    }
+
     /// What the name of an index ends in, where there is one a period. None if it is none of this generation.
     pub fn suffix<'a>(&self, index: &'a str) -> Option<&'a str> {
         index.strip_prefix(&self.concrete_index())?.strip_prefix('-')
@@ -389,10 +413,12 @@ fn now<T>(table: &std::ffi::CStr, mut find: impl FnMut(&Row) -> Option<T>) -> Op
     }
 }
 
-/// The sync that feeds that target of that server, read with our own rights.
-fn feeding(server: &str, target: &str) -> Option<Sync> {
-    let filter = "server OPERATOR(pg_catalog.=) $1 AND target OPERATOR(pg_catalog.=) $2";
-    ours(privileged(|| query(filter, &[server.into(), target.into()]))).pop()
+/// The sync, other than `but`, that feeds that target of that server, by whatever name it calls the server. Read with our own
+/// rights.
+fn feeding(server: &str, target: &str, but: Option<i32>) -> Option<Sync> {
+    let syncs = ours(privileged(|| query("target OPERATOR(pg_catalog.=) $1", &[target.into()])));
+    let mut others = syncs.into_iter().filter(|sync| Some(sync.id) != but);
+    others.find(|sync| sync.server == server || crate::server::lead_to_one_place(&sync.server, server))
 }
 
 /// The sync of that name, or an ERROR that names it.

@@ -186,6 +186,19 @@ pub fn config(server_name: &str, user: pg_sys::Oid) -> Result<ServerConfig, Fail
     }
 }
 
+/// True if two servers have a URL in common: then they are one, under two names.
+pub fn lead_to_one_place(one: &str, other: &str) -> bool {
+    let address = |name: &str| {
+        let server = server(name)?;
+        match server.kind {
+            ServerKind::Engine => options::engine_config(&server.options).map(ServerConfig::Engine),
+            ServerKind::Redis => options::redis_config(&server.options).map(ServerConfig::Redis),
+        }
+    };
+    // One that is gone, or has a URL of no use, leads nowhere.
+    address(one).is_ok_and(|one| address(other).is_ok_and(|other| one.leads_where(&other)))
+}
+
 /// The options of the user's mapping, else of PUBLIC's; empty if there is neither (GetUserMapping would raise).
 fn user_mapping(server: pg_sys::Oid, user: pg_sys::Oid) -> Options {
     for owner in [user, pg_sys::InvalidOid] {

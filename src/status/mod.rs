@@ -22,7 +22,7 @@ pub fn timestamp(microseconds: i64) -> Option<TimestampWithTimeZone> {
 
 /// What a sync is doing, in one word: the worker's own account, unless it cannot give one.
 pub fn state(sync: &Sync) -> String {
-    if sync.identity != catalog::identity() {
+    if sync.parked().is_some() {
         return SyncState::Parked.as_str().into();
     }
     if sync.paused {
@@ -42,7 +42,19 @@ pub fn state(sync: &Sync) -> String {
 
 /// The last error of a sync.
 pub fn last_error(sync: &Sync) -> Option<String> {
-    shared::sync_slot(sync.id, false)?.error().map(|error| error.0)
+    error(sync).map(|error| error.0)
+}
+
+/// The last error of a sync and when it was. Of one that is parked no worker may know: what must be done, at no time.
+fn error(sync: &Sync) -> Option<(String, Option<i64>)> {
+    if let Some(why) = sync.parked() {
+        let literal = pgrx::spi::quote_literal(&sync.name);
+        return Some((
+            format!("{why}; fanout.adopt({literal}) goes on here, if no other database is to feed its target"),
+            None,
+        ));
+    }
+    shared::sync_slot(sync.id, false)?.error().map(|(text, at)| (text, Some(at)))
 }
 
 /// True if the caller may see what a sync is doing: its owner, and members of pg_monitor.
@@ -85,11 +97,12 @@ fn sync_activity() -> TableIterator<
         .filter(may_watch)
         .map(|sync| {
             let word = other_version.clone().unwrap_or_else(|| state(&sync));
+            let (error, error_at) = error(&sync).unzip();
+            let error_at = error_at.flatten().and_then(timestamp);
             match shared::sync_slot(sync.id, false) {
-                None => (sync.id, word, None, 0, 0, 0, 0, 0, sync.rows_done, sync.rows_total, 0, None, None),
+                None => (sync.id, word, None, 0, 0, 0, 0, 0, sync.rows_done, sync.rows_total, 0, error, error_at),
                 Some(slot) => {
                     let oldest = slot.oldest.load(Relaxed);
-                    let error = slot.error();
                     let total = slot.rows_total.load(Relaxed);
                     (
                         sync.id,
@@ -103,8 +116,8 @@ fn sync_activity() -> TableIterator<
                         slot.rows_done.load(Relaxed),
                         (total >= 0).then_some(total),
                         slot.rate.load(Relaxed) as i64,
-                        error.as_ref().map(|error| error.0.clone()),
-                        error.and_then(|error| timestamp(error.1)),
+                        error,
+                        error_at,
                     )
                 }
             }

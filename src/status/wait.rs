@@ -50,8 +50,8 @@ fn wait(sync: Option<&str>, timeout: default!(Option<Interval>, "'30 seconds'"))
             break;
         }
         let now = catalog::get(name);
-        let stuck = if now.identity != catalog::identity() {
-            Some("it was made in another cluster or database".to_owned())
+        let stuck = if let Some(why) = now.parked() {
+            Some(why)
         } else if now.paused {
             Some("it is paused".to_owned())
         } else if let Some(why) = version::difference() {

@@ -25,7 +25,7 @@ use crate::waits::{Wait as Waiting, event};
 use crate::{server, settings};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use delivery::config::ServerConfig;
-use delivery::ownership::Claim;
+use delivery::ownership::{Claim, Rival};
 use delivery::sender::{Job, JobKind, Report, SenderOptions, Senders, Wake, WakeReader, wake_pair};
 use pgrx::pg_sys;
 use rustc_hash::FxHashMap;
@@ -643,11 +643,17 @@ impl Worker {
 
     /// A claim for the target of a sync.
     pub fn claim(&self, runner: &Runner) -> Claim {
+        let sync = &runner.sync;
+        let others = self.runners.values().filter(|other| other.sync.id != sync.id && !other.is_parked());
+        let rivals = others.filter(|other| other.sync.kind == sync.kind && other.sync.target == sync.target);
         Claim {
-            target: runner.sync.target.clone(),
+            target: sync.target.clone(),
             identity: super::process::incarnation(),
+            place: super::process::place(),
+            sync: sync.mark(),
+            rivals: rivals.map(|other| Rival { sync: other.sync.mark(), epoch: other.sync.claimed_epoch() }).collect(),
             nonce: self.nonce.clone(),
-            by: format!("pg_fanout, database {}", super::process::database_name()),
+            by: format!("{}, sync {}", super::process::called(), sync.name),
             heartbeat_every: HEARTBEAT,
             stale_after: settings::owner_stale(),
             force: runner.sync.adopt,

@@ -27,7 +27,7 @@ pub mod transaction;
 mod utility;
 
 pub use batch::{Called, Named, Naming, hash_fields};
-pub use process::{incarnation, on_relcache};
+pub use process::{incarnation, on_relcache, place};
 pub use question::{Answer, Place, ask};
 pub use utility::transaction_ended;
 

@@ -14,6 +14,7 @@ use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString};
+use std::os::unix::fs::MetadataExt;
 
 /// Settings that change what our statements do to others, beside those that change what rows look like
 /// ([`crate::document::OUTPUT`]); `ALTER DATABASE … SET` must not reach them.
@@ -146,11 +147,35 @@ pub fn serve_interrupts() {
 /// Who we are to a target: this cluster, on this timeline, and this database.
 ///
 /// The timeline tells a promoted copy (a base backup started as a test system, an old primary brought back) from the cluster
-/// that it was copied from: such a one must wait until the owner falls silent, or be told to adopt.
+/// that it was copied from: such a one must wait until the owner falls silent, or be told to adopt. A copy that was not
+/// promoted is told by its [`place`].
 pub fn incarnation() -> String {
     // SAFETY: reads values of shared memory; a worker runs only after recovery, which the timeline's getter asserts.
     let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
     format!("{}/{timeline}", catalog::identity())
+}
+
+/// Where this server runs: which file of which start of which machine its pg_control is. None if the system does not tell.
+///
+/// Two servers that run at the same time never have the same, however they were copied: one postmaster at most runs in a data
+/// directory. It outlives a restart of the server and of its container, but not one of the machine, which cannot be told from
+/// that of another with a copy of the disk.
+pub fn place() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    // Every process of PostgreSQL works in the data directory; the file is written in place.
+    let control = std::fs::metadata("global/pg_control").ok()?;
+    Some(format!("{}/{}/{}", boot.trim(), control.dev(), control.ino()))
+}
+
+/// This database as people find it: what a control document says of who wrote it.
+pub fn called() -> String {
+    let mut host = [0u8; 256];
+    // SAFETY: at most so many bytes are written there, and the last one stays 0.
+    unsafe { libc::gethostname(host.as_mut_ptr().cast(), host.len() - 1) };
+    let host = CStr::from_bytes_until_nul(&host).unwrap_or_default().to_string_lossy();
+    // SAFETY: reads a setting of the server.
+    let port = unsafe { pg_sys::PostPortNumber };
+    format!("pg_fanout, database {} at {host}:{port}", database_name())
 }
 
 /// The name of this database.

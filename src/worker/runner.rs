@@ -209,7 +209,7 @@ impl Runner {
 
     /// True if the sync was made in another cluster or database.
     pub fn is_parked(&self) -> bool {
-        self.sync.identity != crate::catalog::identity()
+        self.sync.parked().is_some()
     }
 
     /// Document id or key of an address.

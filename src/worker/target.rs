@@ -8,7 +8,7 @@ use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
 use delivery::engine::{IndexState, Unfit};
 use delivery::keyspace::RedisBatch;
-use delivery::ownership::ClaimOutcome;
+use delivery::ownership::{ClaimOutcome, Rival};
 use delivery::period::NONE;
 use delivery::sender::{JobKind, JobResult};
 use std::collections::BTreeSet;
@@ -182,13 +182,18 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             runner.target = Target::Claimed;
             runner.succeed();
         }
-        JobResult::Claim(ClaimOutcome::OwnedBy { by, silent_for, sighting, .. }) => {
+        JobResult::Claim(ClaimOutcome::OwnedBy { by, rival, silent_for, sighting, .. }) => {
             runner.sighting = Some(sighting);
             runner.target = Target::Unknown;
-            runner.block(&format!(
-                "the target is fed by another owner ({by}), silent for {} s; fanout.adopt() takes it over",
-                silent_for.as_secs()
-            ));
+            let why = match rival {
+                Some(rival) => fed_by_rival(worker, id, &rival),
+                None => format!(
+                    "the target is fed by another owner ({by}), silent for {} s; fanout.adopt() takes it over",
+                    silent_for.as_secs()
+                ),
+            };
+            let Some(runner) = worker.runners.get_mut(&id) else { return };
+            runner.block(&why);
         }
         JobResult::Index(state, unfit) => {
             runner.succeed();
@@ -241,6 +246,20 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
         }
         _ => {}
     }
+}
+
+/// Why a sync is blocked whose target another sync of this database feeds.
+fn fed_by_rival(worker: &Worker, id: i32, rival: &Rival) -> String {
+    let other = worker.runners.values().find(|other| other.sync.mark() == rival.sync);
+    let (name, server) = other.map(|other| (&*other.sync.name, &*other.sync.server)).unwrap_or_default();
+    let what = match worker.runners.get(&id).map(|runner| runner.sync.kind) {
+        Some(Kind::Cache) => "key template",
+        _ => "index",
+    };
+    format!(
+        "the target is fed by sync \"{name}\" of this database, over server \"{server}\"; end one of the two, \
+         fanout.drop_sync(), and make it anew with another {what} if both are wanted"
+    )
 }
 
 /// The index is there. One of a later generation, once it is filled, takes the place of the one before it behind the alias.

@@ -11,7 +11,7 @@ use redis::{Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisVa
 use redis::{RedisConnectionInfo, RedisError, TlsCertificates, Value};
 
 pub use self::batch::{RedisBatch, RedisOutcome};
-use crate::config::{RedisConfig, database};
+use crate::config::{REDIS_PORT, RedisConfig, database};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A page of keys.
@@ -272,11 +272,11 @@ fn connection_info(config: &RedisConfig) -> Result<ConnectionInfo> {
         }
         "rediss" => ConnectionAddr::TcpTls {
             host: host(),
-            port: url.port().unwrap_or(6379),
+            port: url.port().unwrap_or(REDIS_PORT),
             insecure: !config.tls.verify,
             tls_params: None,
         },
-        _ => ConnectionAddr::Tcp(host(), url.port().unwrap_or(6379)),
+        _ => ConnectionAddr::Tcp(host(), url.port().unwrap_or(REDIS_PORT)),
     };
     let mut redis = RedisConnectionInfo::default().set_lib_name("pg_fanout", env!("CARGO_PKG_VERSION"));
     if url.scheme() != "unix" {

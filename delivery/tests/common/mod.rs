@@ -23,6 +23,9 @@ pub fn claim(target: &str, identity: &str, nonce: &str) -> Claim {
     Claim {
         target: target.into(),
         identity: identity.into(),
+        place: Some("here".into()),
+        sync: format!("{identity}/1"),
+        rivals: Vec::new(),
         nonce: nonce.into(),
         by: format!("{identity} {nonce}"),
         heartbeat_every: Duration::from_millis(10),

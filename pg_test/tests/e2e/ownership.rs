@@ -1,21 +1,46 @@
-//! Two databases and one target.
+//! Who feeds a target when more than one would.
 
 use crate::tables::products;
-use pg_test::{Engine, World, assert_in_step, eventually_ok};
-use std::time::Duration;
+use pg_test::{Engine, Keyspace, Second, Session, World, assert_in_step, eventually, eventually_ok};
+use std::time::{Duration, Instant};
+
+/// Longer than a sync that is blocked waits until it tries again, and than the owner of a target until it beats.
+const TRIED_AGAIN: Duration = Duration::from_secs(20);
+
+/// The names that the products in both targets have: all the same.
+fn name_in_targets(world: &World, rows: usize) -> Option<String> {
+    let engine = Engine::opensearch();
+    let index = world.index_name("product");
+    engine.refresh(&index);
+    let documents = engine.documents(&index).into_iter().map(|it| it.source);
+    let values = Keyspace::open().json(&world.key_prefix("product")).into_iter().map(|it| it.1);
+    let names: Vec<String> = documents.chain(values).map(|it| it["name"].as_str().unwrap_or_default().into()).collect();
+    let first = names.first()?;
+    (names.len() == 2 * rows && names.iter().all(|name| name == first)).then(|| first.clone())
+}
+
+fn wait_until_blocked(db: &mut Session, sync: &str, by: &str) {
+    eventually_ok(&format!("sync \"{sync}\" is blocked, by {by}"), Duration::from_secs(40), || {
+        let sql = format!("SELECT state || ': ' || coalesce(last_error, '') FROM fanout.status WHERE sync = '{sync}'");
+        let said = db.value(&sql);
+        if said.starts_with("blocked") && said.contains(by) { Ok(()) } else { Err(said) }
+    });
+}
 
 #[test]
 fn a_copy_of_the_database_writes_nothing_until_it_adopts_the_target() {
     let mut world = World::new("copied");
-    products(&mut world, 100);
+    products(&mut world, 20);
     let index = world.index_table("product", &Engine::opensearch(), "");
     let cache = world.cache_table("product", "");
     world.wait(&index);
     world.wait(&cache);
     let mut copy = world.copy();
     for sync in [&index, &cache] {
-        let state = copy.value(&format!("SELECT state FROM fanout.status WHERE sync = '{sync}'"));
-        assert_eq!(state, "parked");
+        let row = copy.rows(&format!("SELECT state, last_error FROM fanout.status WHERE sync = '{sync}'")).remove(0);
+        assert_eq!(row[0].as_deref(), Some("parked"));
+        let why = row[1].as_deref().unwrap_or_default();
+        assert!(why.contains("another database of this cluster") && why.contains("fanout.adopt("), "{why}");
     }
     copy.exec("DELETE FROM product WHERE id > 10; UPDATE product SET name = 'copy'");
     let refusal = copy.refusal(&format!("SELECT fanout.wait('{index}', '30s')"));
@@ -24,27 +49,167 @@ fn a_copy_of_the_database_writes_nothing_until_it_adopts_the_target() {
     world.db.exec("UPDATE product SET price = 3 WHERE id = 5");
     assert_in_step(&mut world, &index);
     assert_in_step(&mut world, &cache);
+    // The copy takes over; the original notices, and stops.
+    assert_eq!(copy.value("SELECT fanout.adopt()"), "2");
+    for sync in [&index, &cache] {
+        copy.exec(&format!("SELECT fanout.wait('{sync}', '60s')"));
+        wait_until_blocked(&mut world.db, sync, "another owner");
+    }
+    world.db.exec("UPDATE product SET name = 'original'");
+    std::thread::sleep(TRIED_AGAIN);
+    assert_eq!(name_in_targets(&world, 10).as_deref(), Some("copy"));
 }
 
 #[test]
-fn an_index_that_another_database_feeds_is_not_taken_over() {
+fn a_copy_of_the_servers_files_writes_nothing_until_it_adopts_the_target() {
+    let mut world = World::alone("cloned");
+    products(&mut world, 20);
+    let index = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    assert_in_step(&mut world, &index);
+    assert_in_step(&mut world, &cache);
+    let mut second = Second::copy(&world.tag);
+    second.start();
+    let mut copy = second.connect(&world.database());
+    for sync in [&index, &cache] {
+        wait_until_blocked(&mut copy, sync, "another owner");
+    }
+    copy.exec("DELETE FROM product WHERE id > 10; UPDATE product SET name = 'copy'");
+    // The original goes on, its next worker too, and that at once.
+    world.db.exec(
+        "UPDATE product SET name = 'original';
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
+    );
+    let began = Instant::now();
+    assert_in_step(&mut world, &index);
+    assert_in_step(&mut world, &cache);
+    assert!(began.elapsed() < Duration::from_secs(12), "a restart took {:?}", began.elapsed());
+    std::thread::sleep(TRIED_AGAIN);
+    assert_eq!(name_in_targets(&world, 20).as_deref(), Some("original"));
+    // The copy takes over; the original notices, and stops.
+    assert_eq!(copy.value("SELECT fanout.adopt()"), "2");
+    for sync in [&index, &cache] {
+        copy.exec(&format!("SELECT fanout.wait('{sync}', '60s')"));
+        wait_until_blocked(&mut world.db, sync, "another owner");
+    }
+    world.db.exec("UPDATE product SET name = 'late'");
+    std::thread::sleep(TRIED_AGAIN);
+    assert_eq!(name_in_targets(&world, 10).as_deref(), Some("copy"));
+}
+
+#[test]
+fn targets_that_another_database_feeds_are_not_taken_over() {
     let mut world = World::new("rival");
     products(&mut world, 10);
-    let engine = Engine::opensearch();
-    let sync = world.index_table("product", &engine, "");
-    assert_in_step(&mut world, &sync);
+    let index = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    assert_in_step(&mut world, &index);
+    assert_in_step(&mut world, &cache);
     let mut rival = World::new("rival_two");
     products(&mut rival, 3);
-    let index = world.index_name("product");
-    rival.db.exec(&format!("SELECT fanout.index_table('product', server => 'search', index => '{index}')"));
-    eventually_ok("the rival's sync says who owns the index", Duration::from_secs(30), || {
-        let (state, error) = (rival.status("product", "state"), rival.status("product", "last_error"));
-        if state == "live" || error == "NULL" { Err(format!("{state}: {error}")) } else { Ok(()) }
-    });
+    let (target, key) = (world.index_name("product"), format!("{}${{id}}", world.key_prefix("product")));
+    rival.db.exec(&format!("SELECT fanout.index_table('product', server => 'search', index => '{target}')"));
+    let rivals_cache = rival.cache_table_by("product", &key, "");
+    for sync in ["product", &rivals_cache] {
+        wait_until_blocked(&mut rival.db, sync, "another owner");
+    }
     rival.db.exec("UPDATE product SET name = 'rival'");
     world.db.exec("UPDATE product SET price = 3 WHERE id = 5");
-    assert_in_step(&mut world, &sync);
-    assert_ne!(rival.status("product", "state"), "live");
+    std::thread::sleep(TRIED_AGAIN);
+    for sync in [&index, &cache] {
+        assert_in_step(&mut world, sync);
+    }
+    for sync in ["product", &rivals_cache] {
+        assert_eq!(rival.status(sync, "state"), "blocked");
+    }
+}
+
+/// Other names of servers of the world, by another name of their host: `same` of the same URL, `twin` of one that does not show
+/// that it leads to the same place.
+fn twins(world: &mut World, server: &str) {
+    let sql = format!(
+        "SELECT fdwname, split_part(srvoptions[1], '=', 2) FROM pg_foreign_server JOIN pg_foreign_data_wrapper AS w
+         ON w.oid = srvfdw WHERE srvname = '{server}'"
+    );
+    let row = world.db.rows(&sql).remove(0);
+    let (wrapper, url) = (row[0].clone().unwrap_or_default(), row[1].clone().unwrap_or_default());
+    let elsewhere = url.replace("127.0.0.1", "localhost");
+    assert_ne!(url, elsewhere);
+    world.db.exec(&format!(
+        "CREATE SERVER same FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{url}/');
+         CREATE SERVER twin FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{elsewhere}')"
+    ));
+}
+
+/// `make` gives the statement that makes a sync of that target by server and name.
+fn two_syncs_of_one_target(world: &mut World, server: &str, make: &dyn Fn(&str, &str) -> String) {
+    products(world, 10);
+    twins(world, server);
+    world.db.exec(&make("twin", "first"));
+    world.wait("first");
+    world.db.exec(&make(server, "second"));
+    wait_until_blocked(&mut world.db, "second", "fed by sync \"first\"");
+    let delivered = world.status("first", "delivered");
+    // It may be silent for as long as it likes.
+    world.db.exec("SELECT fanout.pause('first')");
+    std::thread::sleep(TRIED_AGAIN * 2);
+    assert_eq!(world.status("second", "state"), "blocked");
+    world.db.exec("SELECT fanout.resume('first'); UPDATE product SET price = 3 WHERE id = 5");
+    world.wait("first");
+    assert_eq!(world.status("first", "delivered"), (delivered.parse::<u32>().expect("a number") + 1).to_string());
+    // Where it can be seen, it is refused.
+    let refusal = world.db.refusal(&make("same", "third"));
+    assert_eq!(refusal.code, "42710", "{refusal}");
+    assert!(refusal.message.contains("is fed by sync \"second\"") && !refusal.hint.is_empty(), "{refusal}");
+    let refusal = world.db.refusal("SELECT fanout.alter_sync('first', server => 'same')");
+    assert_eq!(refusal.code, "42710", "{refusal}");
+    // Whoever has gone is no hindrance, whatever its control document says.
+    world.db.exec("SELECT fanout.drop_sync('first')");
+    eventually("it goes on", TRIED_AGAIN, || world.status("second", "state") == "live");
+    assert_in_step(world, "second");
+    let again = make(server, "second");
+    world.db.exec(&format!("SELECT fanout.drop_sync('second'); DELETE FROM product WHERE id > 5; {again}"));
+    assert_in_step(world, "second");
+}
+
+#[test]
+fn two_syncs_do_not_take_an_index_from_each_other() {
+    let mut world = World::new("twins");
+    let index = world.index_name("product");
+    two_syncs_of_one_target(&mut world, "search", &|server, name| {
+        format!("SELECT fanout.index_table('product', server => '{server}', index => '{index}', name => '{name}')")
+    });
+}
+
+#[test]
+fn two_syncs_do_not_take_a_key_template_from_each_other() {
+    let mut world = World::new("twin_keys");
+    let key = format!("{}${{id}}", world.key_prefix("product"));
+    two_syncs_of_one_target(&mut world, "cache", &|server, name| {
+        format!("SELECT fanout.cache_table('product', server => '{server}', key => '{key}', name => '{name}')")
+    });
+}
+
+#[test]
+fn the_target_that_a_sync_has_left_is_free_for_another() {
+    let mut world = World::new("left");
+    products(&mut world, 10);
+    twins(&mut world, "search");
+    let index = world.index_name("product");
+    let make = |server: &str, name: &str| {
+        format!("SELECT fanout.index_table('product', server => '{server}', index => '{index}', name => '{name}')")
+    };
+    world.db.exec(&make("search", "first"));
+    world.wait("first");
+    world.db.exec("SELECT fanout.alter_sync('first', server => 'es')");
+    assert_in_step(&mut world, "first");
+    world.db.exec(&make("search", "second"));
+    eventually("it goes on once the first is known to be silent there", Duration::from_secs(150), || {
+        world.status("second", "state") == "live"
+    });
+    assert_in_step(&mut world, "second");
+    assert_in_step(&mut world, "first");
 }
 
 /// How long ago, in seconds, each of these control documents was last renewed.

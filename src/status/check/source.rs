@@ -83,7 +83,7 @@ fn state(findings: &mut Findings, sync: &Sync, name: &str) {
         ),
         "parked" => findings.error(
             "state",
-            "parked: the sync was made in another cluster or database",
+            format!("parked: {}", sync.parked().unwrap_or_default()),
             format!("SELECT fanout.adopt({name}); if this database is to feed the target and no other does."),
         ),
         "retrying" => findings.warning(

@@ -6,11 +6,11 @@ use crate::document::as_worker;
 use crate::network::{OwnersTarget, owners_target};
 use crate::repair::Subject;
 use crate::repair::attempt::attempt;
-use crate::worker::incarnation;
 use crate::worker::transaction::Class;
+use crate::worker::{incarnation, place};
 use delivery::ErrorKind;
 use delivery::engine::IndexReport;
-use delivery::ownership::Owner;
+use delivery::ownership::{Owner, alike};
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,7 +187,7 @@ fn owner(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) {
             "The worker claims it anew with its next heartbeat, and reconciles.",
         ),
         Ok(Some(owner)) if standby => findings.ok("control", format!("fed by {}", owner.by)),
-        Ok(Some(owner)) if owner.identity == incarnation() => findings.ok("control", "fed by this database"),
+        Ok(Some(owner)) if is_ours(&owner, sync) => findings.ok("control", "fed by this database"),
         Ok(Some(_)) if sync.identity != identity() => findings.ok("control", "fed by another, and this sync is parked"),
         Ok(Some(owner)) => findings.error(
             "control",
@@ -195,6 +195,13 @@ fn owner(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) {
             format!("Stop the other, or SELECT fanout.adopt({literal}); if this database is to take over."),
         ),
     }
+}
+
+/// Whether the owner is this sync of this server, as far as it says so.
+fn is_ours(owner: &Owner, sync: &Sync) -> bool {
+    owner.identity == incarnation()
+        && alike(owner.place.as_deref(), place().as_deref())
+        && alike(owner.sync.as_deref(), Some(&sync.mark()))
 }
 
 /// The index of a sync, or each of those that it has.

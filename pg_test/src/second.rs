@@ -1,0 +1,107 @@
+//! A second PostgreSQL server, with the files of the first.
+
+use crate::database::Session;
+use crate::waiting::eventually;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A server made by pg_basebackup from the one that the environment names. Stopped and removed when dropped.
+pub struct Second {
+    port: u16,
+    folder: PathBuf,
+    process: Option<Child>,
+}
+
+impl Second {
+    /// A standby of the first, running.
+    pub fn standby(tag: &str) -> Self {
+        let mut standby = Self::of(tag, &["--write-recovery-conf"]);
+        standby.start();
+        standby
+    }
+
+    /// A copy of the files, not started yet. It knows of no primary, so it will go on as if it were the first itself, on the
+    /// same timeline.
+    pub fn copy(tag: &str) -> Self {
+        Self::of(tag, &[])
+    }
+
+    fn of(tag: &str, options: &[&str]) -> Self {
+        let folder = std::env::temp_dir().join(format!("second_{tag}"));
+        run(as_server(&program("pg_basebackup")).arg("--checkpoint=fast").args(options).arg("--pgdata").arg(&folder));
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+        Self { port, folder, process: None }
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(&mut self) {
+        let port = format!("port={}", self.port);
+        let process = as_server(&program("postgres"))
+            .args(["-c", &port, "-c", "unix_socket_directories=", "-c", "fanout.owner_stale=5s", "-D"])
+            .arg(&self.folder)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("postgres");
+        self.process = Some(process);
+        eventually("the second server answers", Duration::from_secs(60), || self.try_connect("postgres").is_some());
+    }
+
+    /// Stops it in order.
+    pub fn stop(&mut self) {
+        self.end("fast");
+    }
+
+    fn end(&mut self, mode: &str) {
+        let Some(mut process) = self.process.take() else { return };
+        let _ = as_server(&program("pg_ctl")).args(["stop", "-m", mode, "-D"]).arg(&self.folder).output();
+        let _ = process.wait();
+    }
+
+    /// A connection to one of its databases.
+    pub fn connect(&self, database: &str) -> Session {
+        self.try_connect(database).unwrap_or_else(|| panic!("cannot connect to {database} of the second server"))
+    }
+
+    fn try_connect(&self, database: &str) -> Option<Session> {
+        Session::try_connect_at(self.port, database, None).ok()
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        self.end("immediate");
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A command that runs as the user of the servers: PostgreSQL refuses to run as root.
+fn as_server(program: &Path) -> Command {
+    let is_root = std::env::var("USER").is_ok_and(|user| user == "root")
+        || std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
+    let mut command = if is_root {
+        let user = std::env::var("STACK_USER").unwrap_or_else(|_| "postgres".into());
+        let mut command = Command::new("runuser");
+        command.args(["-u", &user, "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.current_dir("/tmp");
+    command
+}
+
+fn program(name: &str) -> PathBuf {
+    let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".into());
+    let output =
+        Command::new(&pg_config).arg("--bindir").output().unwrap_or_else(|error| panic!("{pg_config}: {error}"));
+    Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(name)
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}:\n{said}");
+}
