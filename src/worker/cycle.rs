@@ -912,7 +912,7 @@ impl Worker {
 /// as done, so that neither the journal nor a waiter takes the sync for being in step.
 pub fn want_phase(runner: &mut Runner, phase: Phase) {
     // A target that is not made yet is filled anyway; one that is to be removed needs nothing.
-    if matches!(runner.sync.phase, Phase::Create | Phase::Drop) && phase == Phase::Reconcile && !runner.sync.adopt {
+    if matches!(runner.sync.phase, Phase::Create | Phase::Drop) && phase == Phase::Reconcile {
         return;
     }
     if runner.wanted != Some(Phase::Reconcile) {
@@ -959,7 +959,6 @@ fn begin_wanted(runner: &mut Runner, now: Instant) -> bool {
     runner.alarmed = false;
     runner.sync.phase = phase;
     runner.sync.position = None;
-    runner.sync.adopt = false;
     runner.sync.rows_done = 0;
     runner.sync.rows_total = None;
     runner.forget_scan();

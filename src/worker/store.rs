@@ -11,7 +11,7 @@ fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> usize {
 
 /// Notes the phase of a sync. False if somebody asked for something else meanwhile: the catalog is to be read anew.
 pub fn set_phase(sync: &Sync, phase: Phase, rows: Option<i64>) -> bool {
-    let sql = "UPDATE fanout.sync SET phase = $2, position = NULL, adopt = false, rows_done = coalesce($3, 0), \
+    let sql = "UPDATE fanout.sync SET phase = $2, position = NULL, rows_done = coalesce($3, 0), \
         rows_total = $3 WHERE sync_id = $1 AND request = $4 AND phase <> 'drop'";
     run(sql, &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()]) == 1
 }
@@ -33,9 +33,9 @@ pub fn set_indirect(relation: i32) {
     crate::catalog::changed();
 }
 
-/// Notes as whom the target was claimed.
+/// Notes as whom the target was claimed; whoever it was taken from.
 pub fn set_claimed(sync: i32, claimed: &str) {
-    run("UPDATE fanout.sync SET claimed = $2 WHERE sync_id = $1", &[sync.into(), claimed.into()]);
+    run("UPDATE fanout.sync SET claimed = $2, adopt = false WHERE sync_id = $1", &[sync.into(), claimed.into()]);
 }
 
 /// Notes what somebody should know though the sync works.

@@ -175,6 +175,7 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
                 runner.back_off(&failed.to_string());
                 return;
             }
+            runner.sync.adopt = false;
             if !same {
                 want_phase(runner, Phase::Reconcile);
             }
@@ -409,8 +410,5 @@ fn ready(runner: &mut Runner) {
         fill(runner, Phase::Reconcile);
     }
     runner.target = Target::Ready;
-    if runner.sync.adopt && runner.wanted.is_none() {
-        want_phase(runner, Phase::Reconcile);
-    }
     runner.publish();
 }

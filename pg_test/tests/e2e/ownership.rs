@@ -42,6 +42,8 @@ fn a_copy_of_the_database_writes_nothing_until_it_adopts_the_target() {
         let why = row[1].as_deref().unwrap_or_default();
         assert!(why.contains("another database of this cluster") && why.contains("fanout.adopt("), "{why}");
     }
+    // Also where the source was altered, so that the sync is to be reconciled for that, too.
+    copy.exec("ALTER TABLE product ADD COLUMN further int");
     copy.exec("DELETE FROM product WHERE id > 10; UPDATE product SET name = 'copy'");
     let refusal = copy.refusal(&format!("SELECT fanout.wait('{index}', '30s')"));
     assert_eq!(refusal.code, "55000", "{refusal}");
@@ -87,6 +89,7 @@ fn a_copy_of_the_servers_files_writes_nothing_until_it_adopts_the_target() {
     assert!(began.elapsed() < Duration::from_secs(12), "a restart took {:?}", began.elapsed());
     std::thread::sleep(TRIED_AGAIN);
     assert_eq!(name_in_targets(&world, 20).as_deref(), Some("original"));
+    assert_eq!(copy.value("SELECT sum(delivered) FROM fanout.status"), "0");
     // The copy takes over; the original notices, and stops.
     assert_eq!(copy.value("SELECT fanout.adopt()"), "2");
     for sync in [&index, &cache] {
