@@ -118,6 +118,14 @@ CREATE TABLE fanout.clock (
 COMMENT ON TABLE fanout.clock IS 'versions up to this one may have been used: the worker starts above it';
 INSERT INTO fanout.clock (reserved) VALUES (0);
 
+-- Not in a dump: where it tells of another cluster, the files came from there.
+CREATE TABLE fanout.home (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    identity  text NOT NULL,
+    boot      text
+);
+COMMENT ON TABLE fanout.home IS 'the cluster and database, and the start of the machine, that the worker ran in last: pg_upgrade is told by it';
+
 -- The journal. Segments are written in turn and truncated, never deleted from. PLAIN: nothing is toasted, so a tuple is
 -- one page at most and a segment is one file. vacuum_truncate off: the reader remembers block numbers.
 CREATE TABLE fanout.journal_template (
@@ -138,6 +146,7 @@ GRANT SELECT, UPDATE, DELETE ON fanout.sync TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.relation TO fanout_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON fanout.dead_letter, fanout.pending TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.clock TO fanout_worker;
+GRANT SELECT, INSERT, UPDATE ON fanout.home TO fanout_worker;
 
 -- Definitions travel in a dump (and are parked after a restore); the journal and the worker's state do not.
 SELECT pg_catalog.pg_extension_config_dump('fanout.sync', '');

@@ -54,6 +54,33 @@ impl Second {
         self.end("fast");
     }
 
+    /// Puts it, which must be stopped, through pg_upgrade: to the same release, so that the system identifier is all that changes.
+    pub fn upgrade(&mut self, first: &mut Session) {
+        let (old, new) = (self.folder.clone(), self.folder.with_extension("upgraded"));
+        let of_template0 = |column: &str| format!("SELECT {column} FROM pg_database WHERE datname = 'template0'");
+        let encoding = first.value(&of_template0("pg_encoding_to_char(encoding)"));
+        let locale = first.value(&of_template0("datcollate"));
+        let user = first.value("SELECT rolname FROM pg_roles WHERE oid = 10");
+        let mut initdb = as_server(&program("initdb"));
+        initdb.args(["--no-sync", "--encoding", &encoding, "--locale", &locale, "--username", &user, "--pgdata"]);
+        if first.value("SHOW data_checksums") == "on" {
+            initdb.arg("--data-checksums");
+        }
+        run(initdb.arg(&new));
+        let settings = std::fs::read_dir(&old).expect("its folder").flatten().map(|file| file.path());
+        run(as_server(Path::new("cp"))
+            .args(settings.filter(|file| file.extension().is_some_and(|it| it == "conf")))
+            .arg(&new));
+        let bin = program("");
+        let mut upgrade = as_server(&program("pg_upgrade"));
+        upgrade.args(["--username", &user, "--old-port", &self.port.to_string(), "--new-port", &self.port.to_string()]);
+        upgrade.arg("--old-bindir").arg(&bin).arg("--new-bindir").arg(&bin);
+        // It writes into the folder where it runs.
+        run(upgrade.arg("--old-datadir").arg(&old).arg("--new-datadir").arg(&new).current_dir(&old));
+        let _ = std::fs::remove_dir_all(&old);
+        self.folder = new;
+    }
+
     fn end(&mut self, mode: &str) {
         let Some(mut process) = self.process.take() else { return };
         let _ = as_server(&program("pg_ctl")).args(["stop", "-m", mode, "-D"]).arg(&self.folder).output();

@@ -161,6 +161,7 @@ impl Worker {
             busy: Instant::now(),
             published: Instant::now(),
         };
+        super::home::settle()?;
         worker.reload()?;
         if let Some((sync, work)) = strikes::new()
             && let Some(runner) = worker.runners.get(&sync).filter(|runner| !runner.left_alone)

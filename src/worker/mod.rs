@@ -6,6 +6,7 @@ mod clock;
 mod cycle;
 mod fan_out;
 mod heartbeat;
+mod home;
 mod launcher;
 mod outcome;
 pub mod pace;

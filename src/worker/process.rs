@@ -161,10 +161,15 @@ pub fn incarnation() -> String {
 /// directory. It outlives a restart of the server and of its container, but not one of the machine, which cannot be told from
 /// that of another with a copy of the disk.
 pub fn place() -> Option<String> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     // Every process of PostgreSQL works in the data directory; the file is written in place.
     let control = std::fs::metadata("global/pg_control").ok()?;
-    Some(format!("{}/{}/{}", boot.trim(), control.dev(), control.ino()))
+    Some(format!("{}/{}/{}", boot()?, control.dev(), control.ino()))
+}
+
+/// Which start of which machine this is.
+pub fn boot() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// This database as people find it: what a control document says of who wrote it.
