@@ -466,12 +466,13 @@ pub(crate) fn parse(response: &[u8], body: &BulkBody) -> Result<Parsed> {
         if action.seq_no == Some(0) {
             first_of_shard.insert(entry.index);
         }
-        outcomes.push((entry.slot, classify(&action, delete)));
+        outcomes.push((entry.slot, classify(&action, delete, body.sent() == 1)));
     }
     Ok(Parsed { outcomes, first_of_shard })
 }
 
-fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
+/// `alone`: nothing else was in the request.
+fn classify(action: &Action<'_>, delete: bool, alone: bool) -> BulkOutcome {
     let status = action.status;
     let Some(error) = &action.error else {
         return match status {
@@ -485,6 +486,9 @@ fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
         // The same for every document, until somebody makes the pipeline.
         (400, "illegal_argument_exception") if names_missing_pipeline(error) => {
             BulkOutcome::Retry { status, reason: error.text() }
+        }
+        (429, _) if alone && error.reason.as_deref().is_some_and(outgrows_engine) => {
+            BulkOutcome::Rejected { status, reason: error.text() }
         }
         (409, _) => BulkOutcome::VersionConflict { current: error.reason.as_deref().and_then(current_version) },
         (_, "index_not_found_exception") => BulkOutcome::IndexMissing,
@@ -500,6 +504,22 @@ fn classify(action: &Action<'_>, delete: bool) -> BulkOutcome {
 fn names_missing_pipeline(error: &Reason<'_>) -> bool {
     let reason = error.reason.as_deref().unwrap_or_default();
     reason.starts_with("pipeline with id [") && reason.ends_with("] does not exist")
+}
+
+/// True if an operation was refused that is larger by itself than what the engine has room for at a time, a tenth of its heap
+/// by default: "rejected execution of primary operation […, primary_operation_bytes=209715276, max_primary_bytes=107374182]".
+/// That does not pass.
+pub(crate) fn outgrows_engine(reason: &str) -> bool {
+    let number = |text: &str| -> Option<u64> {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        text[..end].parse().ok()
+    };
+    let sizes = || {
+        let (_, rest) = reason.split_once("_operation_bytes=")?;
+        let (_, most) = rest.split_once(", max_")?.1.split_once("_bytes=")?;
+        Some((number(rest)?, number(most)?))
+    };
+    sizes().is_some_and(|(size, most)| size > most)
 }
 
 /// Out of "[id]: version conflict, current version [7] is higher than the one provided [6]". The id comes first and may
@@ -615,6 +635,30 @@ mod tests {
             }
         }
         builder.finish()
+    }
+
+    #[test]
+    fn a_document_that_the_engine_never_has_room_for_is_refused_for_good() {
+        let reply = |size: u64, items: usize| {
+            let reason = format!(
+                "rejected execution of primary operation [coordinating_and_primary_bytes=52429341, replica_bytes=0, \
+                 all_bytes=52429341, primary_operation_bytes={size}, max_primary_bytes=107374182]"
+            );
+            let item = |id: &str| json!({"index": {"_id": id, "status": 429, "error": {"type": "es_rejected_execution_exception", "reason": reason}}});
+            let all: Vec<_> = ["a", "b"][..items].iter().map(|id| item(id)).collect();
+            json!({"took": 1, "errors": true, "items": all}).to_string()
+        };
+        let outcome = |size: u64, items: usize| {
+            let body = body_of(&[("a", false), ("b", false)][..items]);
+            parse_bulk_response(reply(size, items).as_bytes(), &body).unwrap().remove(0).1
+        };
+        assert!(matches!(outcome(209_715_276, 1), BulkOutcome::Rejected { status: 429, .. }));
+        // Beside others it may be their fault, and below the limit it was others' that the engine had at that time.
+        assert!(matches!(outcome(209_715_276, 2), BulkOutcome::Retry { status: 429, .. }));
+        assert!(matches!(outcome(52_429_341, 1), BulkOutcome::Retry { status: 429, .. }));
+        assert!(!outgrows_engine(
+            "rejected execution of primary operation [primary_operation_bytes=, max_primary_bytes=]"
+        ));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::catalog::acting::privileged;
 use crate::catalog::key::{check_address_column, key_columns, type_name};
+use crate::catalog::mapping::choice::Choices;
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
@@ -141,8 +142,11 @@ fn mapping(
     let documents = document::Wanted { columns, rename, predicate, document };
     let arguments = IndexArguments { mapping, settings, types, aliases, routing, pipeline, period, documents };
     let (_, mut fields) = arguments.check(&table, &key, &table.name, &mut options);
-    fields.retain(|column| document::is_mapped(column, options.contains_key("document")));
-    JsonB(catalog::mapping::body(&fields, &Value::Object(options)))
+    let by_query = options.contains_key("document");
+    let options = Value::Object(options);
+    let choices = Choices::new(&options);
+    fields.retain(|column| document::is_mapped(column, by_query, &choices));
+    JsonB(catalog::mapping::body(&fields, &options))
 }
 
 /// Keeps keys of Redis in step with a table. Returns the sync's name.

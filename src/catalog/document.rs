@@ -2,6 +2,7 @@
 
 use crate::catalog::acting::acting_for;
 use crate::catalog::key::type_name;
+use crate::catalog::mapping::choice::Choices;
 use crate::catalog::source::{Column, Table};
 use crate::catalog::{Sync, ours};
 use crate::document::{query, statements};
@@ -311,19 +312,19 @@ pub fn fields(sync: &Sync, table: &Table) -> Vec<(String, Column)> {
     fields.iter().filter_map(field).collect()
 }
 
-/// Whether a column is a field of a known type: not one of type json that a query yields.
-pub fn is_mapped(column: &Column, by_query: bool) -> bool {
-    !by_query || !is_json(column)
+/// Whether a column is a field of a known type: not one of type json that a query yields, unless somebody chose what it is to be.
+pub fn is_mapped(column: &Column, by_query: bool, choices: &Choices) -> bool {
+    !by_query || !is_json(column) || choices.of(column.type_oid).is_some()
 }
 
 /// The columns that a sync's documents have as fields of known types, by the fields' names: not those of type json that a query
-/// yields, which may hold objects, lists or values. Within a transaction.
+/// yields, which may hold objects, lists or values, unless somebody chose what they are to be. Within a transaction.
 pub fn columns(sync: &Sync, table: &Table) -> Vec<Column> {
     if sync.options["document_column"] == Value::Bool(true) {
         return Vec::new();
     }
-    let by_query = sync.document_query().is_some();
-    let known = |(_, column): &(String, Column)| is_mapped(column, by_query);
+    let (by_query, choices) = (sync.document_query().is_some(), Choices::new(&sync.options));
+    let known = |(_, column): &(String, Column)| is_mapped(column, by_query, &choices);
     fields(sync, table).into_iter().filter(known).map(|(name, column)| Column { name, ..column }).collect()
 }
 

@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use super::host::{self, LookUp, Resolver};
+use crate::bulk::outgrows_engine;
 use crate::config::{Auth, EngineConfig, Flavor};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -420,6 +421,7 @@ pub(super) fn refusal(reply: &Reply) -> Error {
         408 => ErrorKind::Timeout,
         409 => ErrorKind::Conflict,
         413 => ErrorKind::TooLarge,
+        429 if outgrows_engine(&reason) => ErrorKind::TooLarge,
         429 | 503 => ErrorKind::Overloaded,
         500.. => ErrorKind::ServerError,
         400..500 => ErrorKind::BadRequest,
@@ -474,6 +476,11 @@ mod tests {
             (405, "", BadRequest),
             (413, "", TooLarge),
             (429, "", Overloaded),
+            (
+                429,
+                r#"{"error":{"type":"rejected_execution_exception","reason":"rejected execution of coordinating operation [coordinating_and_primary_bytes=0, replica_bytes=0, all_bytes=0, coordinating_operation_bytes=52, max_coordinating_and_primary_bytes=51]"}}"#,
+                TooLarge,
+            ),
             (301, "", TlsOrConfig),
             (502, "<html>bad gateway</html>", ServerError),
             (503, "", Overloaded),

@@ -1,7 +1,7 @@
 //! PostgreSQL, or only the worker, goes down and comes back.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, Session, World, assert_in_step, differences, eventually, eventually_ok, stack};
+use pg_test::{Engine, Keyspace, Session, World, assert_in_step, differences, eventually, eventually_ok, stack};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -75,6 +75,49 @@ fn a_crash_of_postgres_loses_nothing_and_invents_nothing() {
         world.reconnect();
         all_in_step(&mut world, &syncs);
     }
+}
+
+/// The crash empties what is unlogged: the source, a part of it, or what its documents are made of.
+#[test]
+fn what_was_in_an_unlogged_table_is_gone_after_a_crash_from_the_targets_too() {
+    let mut world = World::alone("unlogged");
+    world.db.exec(
+        "CREATE UNLOGGED TABLE basket (id int PRIMARY KEY, n int); INSERT INTO basket SELECT i, i FROM generate_series(1, 500) AS i;
+         CREATE TABLE part (id int, kind int, PRIMARY KEY (id, kind)) PARTITION BY LIST (kind);
+         CREATE UNLOGGED TABLE part_1 PARTITION OF part FOR VALUES IN (1); CREATE TABLE part_2 PARTITION OF part FOR VALUES IN (2);
+         INSERT INTO part SELECT i, 1 + i % 2 FROM generate_series(1, 100) AS i;
+         CREATE TABLE item (id int PRIMARY KEY, name text); CREATE UNLOGGED TABLE hits (item int PRIMARY KEY, n int);
+         INSERT INTO item SELECT i, 'item' FROM generate_series(1, 100) AS i; INSERT INTO hits SELECT id, id FROM item; BEGIN",
+    );
+    let mut syncs = vec![
+        world.index_table("basket", &Engine::opensearch(), ", name => 'opensearch'"),
+        world.index_table("basket", &Engine::elasticsearch(), ", name => 'elasticsearch'"),
+        world.cache_table("basket", ", name => 'redis'"),
+        world.cache_table_by("part", &format!("{}:part:${{id}}:${{kind}}", world.tag), ""),
+        world.cache_table(
+            "item",
+            ", document => 'SELECT i.id, i.name, h.n FROM item i LEFT JOIN hits h ON h.item = i.id'",
+        ),
+    ];
+    world.db.exec("SELECT fanout.related('item', 'hits', columns => '{item}'); COMMIT");
+    all_in_step(&mut world, &syncs);
+    // Another is in the middle of its backfill.
+    let key = format!("{}:slow:${{id}}", world.tag);
+    world.db.exec("BEGIN");
+    let slow = world.cache_table_by("basket", &key, ", name => 'slow'");
+    world.db.exec(&format!("SELECT fanout.alter_sync('{slow}', backfill_rate => 20); COMMIT"));
+    eventually_ok("some of it is delivered", Duration::from_secs(30), || {
+        let found = Keyspace::open().keys(&key.replace("${id}", "")).len();
+        if found > 20 { Ok(()) } else { Err(found.to_string()) }
+    });
+    stack::crash("postgres");
+    world.reconnect();
+    assert_eq!(world.db.value("SELECT count(*) FROM basket"), "0");
+    world.db.exec(&format!("SELECT fanout.alter_sync('{slow}', reset => '{{backfill_rate}}')"));
+    syncs.push(slow);
+    all_in_step(&mut world, &syncs);
+    world.db.exec("INSERT INTO basket VALUES (1, -1), (600, 0); INSERT INTO hits VALUES (7, 7); INSERT INTO part VALUES (1000, 1)");
+    all_in_step(&mut world, &syncs);
 }
 
 #[test]

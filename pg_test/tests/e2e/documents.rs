@@ -2,7 +2,8 @@
 
 use crate::refusals::refused;
 use pg_test::{Dice, Engine, World, assert_in_step, eventually, on_each_engine};
-use std::time::Duration;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 on_each_engine!(
     a_document_of_eight_tables_follows_each_of_them,
@@ -11,6 +12,10 @@ on_each_engine!(
     columns_are_chosen_and_renamed,
     a_query_by_a_composite_key,
     a_tree_is_followed_by_a_recursive_query,
+    rows_that_are_their_own_ancestors_end_a_recursive_query,
+    partitions_of_a_related_table_are_followed,
+    tables_that_inherit_from_a_related_one_are_followed,
+    fields_of_nested_objects_match_together,
     a_relation_that_is_declared_later_misses_nothing,
     two_rows_for_a_key_are_a_dead_letter,
     a_materialized_view_is_followed_by_its_refreshes,
@@ -278,6 +283,41 @@ fn a_tree_is_followed_by_a_recursive_query(world: &mut World, engine: &Engine) {
     assert_in_step(world, &sync);
 }
 
+/// As docs/documents.md shows it.
+fn rows_that_are_their_own_ancestors_end_a_recursive_query(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE node (id int PRIMARY KEY, parent int REFERENCES node, name text);
+         INSERT INTO node SELECT i, nullif(i / 3, 0), 'n' || i FROM generate_series(1, 60) AS i; BEGIN",
+    );
+    let sync = world.index_table(
+        "node",
+        engine,
+        ", document => 'SELECT n.id, (WITH RECURSIVE up AS (
+                SELECT id, parent, name, 0 AS depth FROM node WHERE id = n.id
+                UNION ALL SELECT p.id, p.parent, p.name, depth + 1 FROM node p JOIN up ON p.id = up.parent)
+                CYCLE id SET again USING way
+            SELECT string_agg(name, '' > '' ORDER BY depth DESC) FROM up WHERE NOT again) AS path FROM node n'",
+    );
+    world.db.exec(&format!(
+        "SELECT fanout.related('{sync}', 'node', columns => '{{id}}', keys => 'WITH RECURSIVE down AS (
+             SELECT id FROM changed UNION SELECT n.id FROM node n JOIN down ON n.parent = down.id) SELECT id FROM down'); COMMIT"
+    ));
+    assert_in_step(world, &sync);
+    // The root under its own descendant, a node under itself, and a ring of two.
+    for statement in [
+        "UPDATE node SET parent = 27 WHERE id = 1",
+        "UPDATE node SET parent = 5 WHERE id = 5",
+        "UPDATE node SET parent = 8 WHERE id = 2; UPDATE node SET name = 'renamed' WHERE id = 8",
+        "UPDATE node SET parent = NULL WHERE id IN (1, 5, 2)",
+    ] {
+        world.db.exec(statement);
+        let begun = Instant::now();
+        assert_in_step(world, &sync);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{statement}: {:?}", begun.elapsed());
+        assert_eq!((world.status(&sync, "state"), world.status(&sync, "last_error")), ("live".into(), "NULL".into()));
+    }
+}
+
 fn a_relation_that_is_declared_later_misses_nothing(world: &mut World, engine: &Engine) {
     shop(world, 30);
     let sync = world.index_table("product", engine, &format!(", {}", PRODUCT.replace("''", "'")));
@@ -384,6 +424,154 @@ fn a_materialized_view_is_followed_by_its_refreshes(world: &mut World, engine: &
     world.db.exec("DELETE FROM product WHERE id % 3 = 0; BEGIN; REFRESH MATERIALIZED VIEW size; ROLLBACK");
     assert_in_step(world, &sync);
     world.db.exec(&format!("SELECT fanout.drop_sync('{labels}')"));
+}
+
+/// Offers of an item, in a table that has parts: the documents have their sum.
+fn offers(world: &mut World, engine: &Engine, tables: &str) -> String {
+    world.db.exec(&format!(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 200); {tables};
+         INSERT INTO offer SELECT i, 1 + i % 2, i % 200 + 1, i FROM generate_series(1, 600) AS i; BEGIN"
+    ));
+    let sync = world.index_table(
+        "item",
+        engine,
+        ", document => 'SELECT i.id, (SELECT sum(price) FROM offer WHERE item = i.id) AS total FROM item i'",
+    );
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'offer', columns => '{{item}}'); COMMIT"));
+    assert_in_step(world, &sync);
+    sync
+}
+
+fn partitions_of_a_related_table_are_followed(world: &mut World, engine: &Engine) {
+    let sync = offers(
+        world,
+        engine,
+        "CREATE TABLE offer (id int, month int, item int, price int, PRIMARY KEY (id, month)) PARTITION BY LIST (month);
+         CREATE TABLE offer_1 PARTITION OF offer FOR VALUES IN (1);
+         CREATE TABLE offer_2 PARTITION OF offer FOR VALUES IN (2)",
+    );
+    for statement in [
+        "UPDATE offer SET price = price + 1 WHERE id % 7 = 0",
+        "UPDATE offer_1 SET price = 1000 WHERE id % 11 = 0; DELETE FROM offer_2 WHERE id % 5 = 0",
+        "UPDATE offer SET month = 3 - month, item = 201 - item WHERE id % 13 = 0",
+        "CREATE TABLE offer_3 (price int, item int, id int NOT NULL, month int NOT NULL);
+         INSERT INTO offer_3 SELECT 7, i, 5000 + i, 3 FROM generate_series(1, 50) AS i;
+         ALTER TABLE offer ATTACH PARTITION offer_3 FOR VALUES IN (3)",
+        "UPDATE offer_3 SET price = 8 WHERE item < 10; INSERT INTO offer VALUES (9000, 3, 77, 77)",
+        "ALTER TABLE offer DETACH PARTITION offer_3",
+        "UPDATE offer_3 SET price = 9; INSERT INTO offer VALUES (9001, 2, 78, 78)",
+        "TRUNCATE offer_2",
+        "DROP TABLE offer_1",
+    ] {
+        world.db.exec(statement);
+        assert_in_step(world, &sync);
+    }
+}
+
+fn tables_that_inherit_from_a_related_one_are_followed(world: &mut World, engine: &Engine) {
+    let sync = offers(
+        world,
+        engine,
+        "CREATE TABLE offer (id int PRIMARY KEY, kind int, item int, price int);
+         CREATE TABLE sale (percent int, PRIMARY KEY (id)) INHERITS (offer);
+         INSERT INTO sale SELECT 10000 + i, 1, i, 5, 10 FROM generate_series(1, 100) AS i",
+    );
+    for statement in [
+        "UPDATE offer SET price = price + 1 WHERE id % 7 = 0",
+        "UPDATE sale SET price = 6 WHERE id % 10 = 0; INSERT INTO sale VALUES (10500, 1, 150, 1, 1); DELETE FROM sale WHERE item = 3",
+        "CREATE TABLE rebate (percent int, item int, id int NOT NULL, kind int, price int);
+         INSERT INTO rebate SELECT 20, i, 20000 + i, 1, -1 FROM generate_series(1, 50) AS i; ALTER TABLE rebate INHERIT offer",
+        "UPDATE rebate SET price = -2 WHERE item < 20",
+        "TRUNCATE ONLY offer",
+        "ALTER TABLE rebate NO INHERIT offer",
+        "DROP TABLE sale",
+    ] {
+        world.db.exec(statement);
+        assert_in_step(world, &sync);
+    }
+}
+
+fn fields_of_nested_objects_match_together(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE product (id int PRIMARY KEY, name text);
+         CREATE TABLE variant (id int PRIMARY KEY, product_id int, color text, size int);
+         INSERT INTO product VALUES (1, 'red 42, blue 43'), (2, 'red 43');
+         INSERT INTO variant VALUES (10, 1, 'red', 42), (11, 1, 'blue', 43), (20, 2, 'red', 43)",
+    );
+    let document = "document => 'SELECT p.id, p.name,
+        (SELECT json_agg(json_build_object(''color'', v.color, ''size'', v.size) ORDER BY v.id)
+         FROM variant v WHERE v.product_id = p.id) AS variants FROM product p'";
+    let nested = world.index_table("product", engine, &format!(", types => '{{\"json\": \"nested\"}}', {document}"));
+    let flat = world.db.value(&format!(
+        "SELECT fanout.index_table('product', server => '{}', name => 'flat', index => 'flat_{}', {document})",
+        engine.server, world.tag
+    ));
+    for sync in [&nested, &flat] {
+        world.db.exec(&format!("SELECT fanout.related('{sync}', 'variant', columns => '{{product_id}}')"));
+        assert_in_step(world, sync);
+        assert_eq!(world.status(sync, "dead_letters"), "0");
+    }
+    let both =
+        json!({"bool": {"filter": [{"term": {"variants.color.keyword": "red"}}, {"term": {"variants.size": 43}}]}});
+    let found = |world: &mut World, sync: &str, filter: &Value| {
+        world.db.column(&format!("SELECT id FROM es_search('{sync}', filter => '{filter}') ORDER BY id"))
+    };
+    assert_eq!(found(world, &flat, &both), ["1", "2"], "as objects, a color and a size of different variants match");
+    let together = json!({"nested": {"path": "variants", "query": both}});
+    assert_eq!(found(world, &nested, &together), ["2"], "nested, they are of one variant");
+    assert_eq!(found(world, &nested, &both), Vec::<String>::new(), "and only a nested query looks into them");
+    world.db.exec("UPDATE variant SET size = 43 WHERE id = 10");
+    assert_in_step(world, &nested);
+    assert_eq!(found(world, &nested, &together), ["1", "2"]);
+}
+
+/// Each of two tables in the documents of the other: a change of one row is a document of each, and that is all.
+#[test]
+fn tables_that_feed_each_other_come_to_rest() {
+    let mut world = World::new("fed_by_each_other");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE author (id int PRIMARY KEY, name text, favourite int);
+         CREATE TABLE book (id int PRIMARY KEY, title text, author int);
+         INSERT INTO author SELECT i, 'author ' || i, i FROM generate_series(1, 100) AS i;
+         INSERT INTO book SELECT i, 'book ' || i, i FROM generate_series(1, 100) AS i; BEGIN",
+    );
+    let authors = world.index_table(
+        "author",
+        &Engine::opensearch(),
+        ", document => 'SELECT a.id, a.name, b.title FROM author a LEFT JOIN book b ON b.id = a.favourite'",
+    );
+    let books = world.cache_table(
+        "book",
+        ", document => 'SELECT b.id, b.title, a.name FROM book b LEFT JOIN author a ON a.id = b.author'",
+    );
+    world.db.exec(&format!(
+        "SELECT fanout.related('{authors}', 'book', columns => '{{id}}', keys => 'SELECT a.id FROM changed JOIN author a ON a.favourite = changed.id'),
+                fanout.related('{books}', 'author', columns => '{{id}}', keys => 'SELECT b.id FROM changed JOIN book b ON b.author = changed.id');
+         COMMIT"
+    ));
+    let delivered = |world: &mut World| {
+        world.db.value("SELECT sum(delivered) FROM fanout.status").parse::<u64>().expect("a number")
+    };
+    for sync in [&authors, &books] {
+        assert_in_step(world, sync);
+    }
+    let before = delivered(world);
+    world.db.exec("UPDATE author SET name = name || '!'; UPDATE book SET title = title || '!'");
+    for sync in [&authors, &books] {
+        assert_in_step(world, sync);
+    }
+    let after = delivered(world);
+    assert!(after - before <= 400, "{} documents for 200 changed rows", after - before);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(delivered(world), after, "nothing goes round");
+    // Moved at once on both sides.
+    world.db.exec(
+        "UPDATE author SET favourite = 101 - id; UPDATE book SET author = id % 7; DELETE FROM author WHERE id = 3",
+    );
+    for sync in [&authors, &books] {
+        assert_in_step(world, sync);
+    }
 }
 
 #[test]

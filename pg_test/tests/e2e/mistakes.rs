@@ -1,7 +1,7 @@
 //! Mistakes that show only later, or elsewhere: what is said of them, and that nothing is lost.
 
 use crate::tables::products;
-use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine};
+use pg_test::{Engine, World, assert_in_step, differences, eventually, on_each_engine};
 use std::time::Duration;
 
 on_each_engine!(
@@ -9,6 +9,7 @@ on_each_engine!(
     a_mapping_that_conflicts_with_the_data_is_told_row_by_row,
     a_key_column_that_is_dropped_blocks_and_says_so,
     a_document_over_the_limit_of_the_target_is_a_dead_letter,
+    a_row_of_50_megabytes_arrives_beside_small_ones,
     hundreds_of_syncs_in_a_database,
     a_target_that_refuses_everything_stops_the_sync,
 );
@@ -129,6 +130,45 @@ fn a_document_over_the_limit_of_the_target_is_a_dead_letter(world: &mut World, e
     assert_eq!(engine.documents(&world.index_name("blob")).len(), 4);
     world.db.exec("UPDATE blob SET body = 'small enough' WHERE id = 3");
     assert_in_step(world, &sync);
+}
+
+/// An engine takes it or says why not: by default, a tenth of its heap must hold several times the document.
+fn a_row_of_50_megabytes_arrives_beside_small_ones(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE blob (id int PRIMARY KEY, body text, more text);
+         INSERT INTO blob SELECT i, 'small', 'small' FROM generate_series(1, 60) AS i;
+         UPDATE blob SET body = repeat('word ', 5000000), more = repeat('more ', 5000000) WHERE id = 30",
+    );
+    let index = world.index_table("blob", engine, "");
+    let cache = world.cache_table("blob", "");
+    let hashes =
+        world.cache_table_by("blob", &format!("{}:hash:${{id}}", world.tag), ", name => 'hashes', format => 'hash'");
+    for change in ["SELECT 1", "UPDATE blob SET more = more || 'x'", "DELETE FROM blob WHERE id < 20"] {
+        world.db.exec(change);
+        for sync in [&cache, &hashes] {
+            assert_in_step(world, sync);
+            assert_eq!(world.status(sync, "dead_letters"), "0", "{change}");
+        }
+        world.wait(&index);
+        let missing = differences(world, &index);
+        let refused = world.db.rows("SELECT id, reason FROM fanout.dead_letters");
+        assert_eq!(missing.len(), refused.len(), "{change}: {} documents are missing", missing.len());
+        let reason = |row: &Vec<Option<String>>| row[1].clone().unwrap_or_default();
+        assert!(
+            refused.iter().all(|row| row[0].as_deref() == Some("30") && reason(row).contains("_operation_bytes=")),
+            "{refused:?}"
+        );
+    }
+    // All of it one string: more than some engines read as one.
+    world.db.exec("UPDATE blob SET body = repeat('word ', 10500000), more = NULL WHERE id = 30");
+    world.wait(&index);
+    let refused = world.db.column("SELECT id FROM fanout.dead_letters");
+    assert_eq!(differences(world, &index).len(), refused.len(), "{refused:?}");
+    assert_in_step(world, &cache);
+    world.db.exec("UPDATE blob SET body = 'small enough' WHERE id = 30");
+    for sync in [&index, &cache, &hashes] {
+        assert_in_step(world, sync);
+    }
 }
 
 fn hundreds_of_syncs_in_a_database(world: &mut World, engine: &Engine) {

@@ -4,7 +4,19 @@ use crate::tables::{more_products, products};
 use pg_test::{Engine, World, assert_in_step, eventually, on_each_engine};
 use std::time::{Duration, Instant};
 
-on_each_engine!(a_backfill_keeps_its_rate_and_shows_its_progress, a_bulk_load_is_reconciled);
+on_each_engine!(
+    a_backfill_keeps_its_rate_and_shows_its_progress,
+    a_first_backfill_is_held_back_from_its_first_row,
+    a_bulk_load_is_reconciled
+);
+
+/// A window that is not now, in the time zone of the log.
+fn later_today(world: &mut World) -> String {
+    world.db.value(
+        "SELECT to_char(t, 'HH24:MI') || '-' || to_char(t + interval '1 hour', 'HH24:MI')
+         FROM (SELECT now() AT TIME ZONE current_setting('log_timezone') + interval '3 hours') AS n (t)",
+    )
+}
 
 fn a_backfill_keeps_its_rate_and_shows_its_progress(world: &mut World, engine: &Engine) {
     products(world, 3000);
@@ -32,6 +44,30 @@ fn a_backfill_keeps_its_rate_and_shows_its_progress(world: &mut World, engine: &
     assert!(done.is_sorted() && done.last() > done.first(), "{done:?}");
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.progress"), "0");
     assert_in_step(world, &sync);
+}
+
+/// The worker knows nothing of a sync before its transaction commits, so what is altered in it holds for all of the backfill.
+fn a_first_backfill_is_held_back_from_its_first_row(world: &mut World, engine: &Engine) {
+    products(world, 2000);
+    let window = later_today(world);
+    world.db.exec("BEGIN");
+    let sync = world.index_table("product", engine, "");
+    world.db.exec(&format!(
+        "SELECT fanout.alter_sync('{sync}', backfill_rate => 1000, backfill_window => '{window}'); COMMIT"
+    ));
+    eventually("it waits", Duration::from_secs(20), || {
+        world.db.column("SELECT phase FROM fanout.progress") == ["waiting for its window"]
+    });
+    world.db.exec("UPDATE product SET price = 55 WHERE id = 7");
+    let index = world.index_name("product");
+    eventually("a change arrives", Duration::from_secs(10), || engine.document(&index, "7").is_some());
+    std::thread::sleep(Duration::from_millis(500));
+    engine.refresh(&index);
+    assert_eq!(engine.documents(&index).len(), 1, "and no other row");
+    let begun = Instant::now();
+    world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', reset => '{{backfill_window}}')"));
+    assert_in_step(world, &sync);
+    assert!(begun.elapsed() > Duration::from_millis(900), "2000 rows at 1000 a second in {:?}", begun.elapsed());
 }
 
 fn a_bulk_load_is_reconciled(world: &mut World, engine: &Engine) {
@@ -76,11 +112,7 @@ fn a_backfill_waits_for_its_window() {
     products(&mut world, 100);
     let sync = world.index_table("product", &Engine::opensearch(), "");
     assert_in_step(&mut world, &sync);
-    // A window that is not now, in the time zone of the log.
-    let window = world.db.value(
-        "SELECT to_char(t, 'HH24:MI') || '-' || to_char(t + interval '1 hour', 'HH24:MI')
-         FROM (SELECT now() AT TIME ZONE current_setting('log_timezone') + interval '3 hours') AS n (t)",
-    );
+    let window = later_today(&mut world);
     world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', backfill_window => '{window}')"));
     world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
     eventually("it waits", Duration::from_secs(10), || {

@@ -8,6 +8,8 @@ on_each_engine!(
     random_values_of_every_type_arrive,
     values_that_engines_cannot_index_are_not_refused,
     types_with_a_form_of_their_own,
+    random_values_of_types_with_a_form_of_their_own_arrive,
+    a_scaled_number_is_found_to_its_last_digit,
     places_are_found_by_where_they_are,
     vectors_are_found_by_what_is_near,
     every_type_is_found_by_a_search_that_fits_it,
@@ -308,6 +310,234 @@ fn types_with_a_form_of_their_own(world: &mut World, engine: &Engine) {
     }
     // A cache has the row as PostgreSQL prints it.
     assert_in_step(world, &cache);
+}
+
+/// A type of ranges. Its values are numbered in their order: the literal of one, and its JSON.
+struct Line {
+    range: &'static str,
+    multirange: &'static str,
+    /// Whether the next number is the next value: then PostgreSQL gives bounds another form.
+    discrete: bool,
+    literal: fn(u64) -> String,
+    json: fn(u64) -> Value,
+}
+
+const LINES: &[Line] = &[
+    Line {
+        range: "int4range",
+        multirange: "int4multirange",
+        discrete: true,
+        literal: |n| (n as i64 - 500_000).to_string(),
+        json: |n| json!(n as i64 - 500_000),
+    },
+    Line {
+        range: "int8range",
+        multirange: "int8multirange",
+        discrete: true,
+        literal: |n| (n as i64 - (1 << 62)).to_string(),
+        json: |n| json!(n as i64 - (1 << 62)),
+    },
+    Line {
+        range: "numrange",
+        multirange: "nummultirange",
+        discrete: false,
+        literal: |n| format!("{}.{:03}", n / 1000, n % 1000),
+        json: |n| serde_json::from_str(&format!("{}.{:03}", n / 1000, n % 1000)).expect("a number"),
+    },
+    Line { range: "daterange", multirange: "datemultirange", discrete: true, literal: date, json: |n| json!(date(n)) },
+    Line {
+        range: "tsrange",
+        multirange: "tsmultirange",
+        discrete: false,
+        literal: |n| time(n, ' '),
+        json: |n| json!(time(n, 'T')),
+    },
+    Line {
+        range: "tstzrange",
+        multirange: "tstzmultirange",
+        discrete: false,
+        literal: |n| time(n, ' ') + "+00",
+        json: |n| json!(time(n, 'T') + "Z"),
+    },
+];
+
+/// The day of that number since 0001-01-01.
+fn date(days: u64) -> String {
+    // Years that begin in March end with the leap day.
+    let days = days + 306;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    format!("{:04}-{month:02}-{day:02}", era * 400 + year + u64::from(month <= 2))
+}
+
+/// Some hours a number, down to the microsecond.
+fn time(n: u64, between: char) -> String {
+    let micros = n * 9_000_000_017;
+    let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{}{between}{hour:02}:{minute:02}:{second:02}.{micros:06}", date(700_000 + seconds / 86_400))
+}
+
+impl Line {
+    /// A range between two of its values, and its JSON. What is None has no end there.
+    fn between(&self, dice: &mut Dice, from: Option<u64>, to: Option<u64>) -> (String, Value) {
+        let (at_from, at_to) = (dice.once_in(2), dice.once_in(2));
+        let bound = |n: Option<u64>| n.map(self.literal).unwrap_or_default();
+        let (open, close) = (if at_from { '[' } else { '(' }, if at_to { ']' } else { ')' });
+        let literal = format!("{open}{},{}{close}", bound(from), bound(to));
+        let mut object = serde_json::Map::new();
+        let (from, to) = if self.discrete {
+            (from.map(|n| n + u64::from(!at_from)), to.map(|n| n + u64::from(at_to)))
+        } else {
+            (from, to)
+        };
+        let empty = match (from, to) {
+            (Some(from), Some(to)) if self.discrete => from >= to,
+            (Some(from), Some(to)) => from == to && !(at_from && at_to),
+            _ => false,
+        };
+        if empty {
+            return (literal, Value::Null);
+        }
+        if let Some(n) = from {
+            object.insert(if self.discrete || at_from { "gte" } else { "gt" }.into(), (self.json)(n));
+        }
+        if let Some(n) = to {
+            object.insert(if at_to && !self.discrete { "lte" } else { "lt" }.into(), (self.json)(n));
+        }
+        (literal, object.into())
+    }
+
+    fn range(&self, dice: &mut Dice) -> (String, Value) {
+        if dice.once_in(10) {
+            return ("empty".into(), Value::Null);
+        }
+        let from = dice.below(900_000);
+        let to = from + if dice.once_in(4) { dice.below(3) } else { dice.below(50_000) };
+        let (from, to) = (Some(from).filter(|_| !dice.once_in(8)), Some(to).filter(|_| !dice.once_in(8)));
+        self.between(dice, from, to)
+    }
+
+    /// Ranges with room between them: they stay apart.
+    fn ranges(&self, dice: &mut Dice) -> (String, Value) {
+        let mut at = dice.below(100_000);
+        let mut step = |dice: &mut Dice| {
+            at += 3 + dice.below(10_000);
+            Some(at)
+        };
+        let (parts, expected): (Vec<String>, Vec<Value>) = (0..dice.below(4))
+            .map(|number| {
+                let (from, to) = (step(dice), step(dice));
+                let open = number == 0 && dice.once_in(4);
+                self.between(dice, from.filter(|_| !open), to)
+            })
+            .unzip();
+        (format!("{{{}}}", parts.join(",")), expected.into())
+    }
+}
+
+fn money(dice: &mut Dice) -> (String, Value) {
+    let text = format!("{}{}.{:02}", sign(dice), 1 + dice.below(1 << 50), dice.below(100));
+    let number = serde_json::from_str(&text).expect("a number");
+    (text, number)
+}
+
+fn network(dice: &mut Dice) -> (String, Value) {
+    let text = if dice.once_in(3) {
+        format!("2001:db8:{:x}::/48", 1 + dice.below(0xffff))
+    } else {
+        let bits = dice.below(33) as u32;
+        let address = (dice.below(1 << 32) as u32) & u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        format!("{}/{bits}", std::net::Ipv4Addr::from(address))
+    };
+    (text.clone(), json!(text))
+}
+
+fn spot(dice: &mut Dice) -> (String, Value) {
+    // A geo_point has seven digits after the point; the document has all.
+    let mut place = |most: u64| format!("{}{}.{:09}", sign(dice), dice.below(most), 1 + dice.below(999_999_999));
+    let (x, y) = (place(400), place(200));
+    let number = |text: &str| text.parse::<f64>().expect("a number");
+    (format!("({x},{y})"), json!([number(&x), number(&y)]))
+}
+
+fn random_values_of_types_with_a_form_of_their_own_arrive(world: &mut World, engine: &Engine) {
+    let mut dice = Dice::new();
+    type Form = Box<dyn Fn(&mut Dice) -> (String, Value)>;
+    let mut forms: Vec<(&str, Form)> =
+        vec![("money", Box::new(money)), ("cidr", Box::new(network)), ("point", Box::new(spot))];
+    for line in LINES {
+        forms.push((line.range, Box::new(|dice| line.range(dice))));
+        forms.push((line.multirange, Box::new(|dice| line.ranges(dice))));
+    }
+    let columns: Vec<String> =
+        forms.iter().enumerate().map(|(n, (name, _))| format!("v{n} {name}, a{n} {name}[]")).collect();
+    world.db.exec(&format!("CREATE TABLE form (id int PRIMARY KEY, {})", columns.join(", ")));
+    let sync = world.index_table("form", engine, "");
+    let cache = world.cache_table("form", "");
+    let mut expected = Vec::new();
+    for id in 0..150 {
+        let (mut values, mut document) = (vec![id.to_string()], json!({"id": id}));
+        for (n, (name, make)) in forms.iter().enumerate() {
+            let (literals, jsons): (Vec<String>, Vec<Value>) = (0..dice.below(4)).map(|_| make(&mut dice)).unzip();
+            let list: Vec<&str> = literals.iter().map(String::as_str).collect();
+            values.push(literals.first().map_or("NULL".into(), |first| literal(first)));
+            values.push(format!("{}::{name}[]", literal(&array(&list))));
+            document[format!("v{n}")] = jsons.first().cloned().unwrap_or(Value::Null);
+            document[format!("a{n}")] = jsons.into();
+        }
+        world.db.exec(&format!("INSERT INTO form VALUES ({})", values.join(", ")));
+        expected.push((values, document));
+        if id == 75 {
+            world.wait(&sync);
+        }
+    }
+    world.wait(&sync);
+    assert_eq!(world.db.rows("SELECT id, reason FROM fanout.dead_letters LIMIT 3"), Vec::<Vec<Option<String>>>::new());
+    for (id, (values, document)) in expected.iter().enumerate() {
+        let found = world.document(engine, "form", &id.to_string());
+        for (field, value) in document.as_object().into_iter().flatten() {
+            assert_eq!(found[field], *value, "{field} of {values:?}");
+        }
+        assert_eq!(found, *document);
+    }
+    assert_in_step(world, &cache);
+}
+
+/// The bare cores that the tests run lack some of what engines bring as modules.
+fn a_scaled_number_is_found_to_its_last_digit(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE item (id int PRIMARY KEY, price numeric(10,2), rate numeric(8,4), weight numeric);
+         INSERT INTO item SELECT i, i / 100.0, -i / 10000.0, i FROM generate_series(1, 300) AS i;
+         INSERT INTO item VALUES (1000, 'NaN', NULL, 1e40), (1001, 99999999.99, 9999.9999, NULL)",
+    );
+    let probe = world.index_name("probe");
+    let body = json!({"mappings": {"properties": {"n": {"type": "scaled_float", "scaling_factor": 10}}}});
+    let (status, refusal) = engine.request("PUT", &format!("/{probe}"), Some(body));
+    let sync = world.index_table("item", engine, ", types => '{\"numeric\": \"scaled_float\"}'");
+    if status != 200 {
+        assert!(refusal.to_string().contains("scaled_float"), "{refusal}");
+        eventually("the engine's word about it is told", Duration::from_secs(20), || {
+            world.status(&sync, "last_error").contains("scaled_float")
+        });
+        println!("not tested: this {} has no scaled_float", engine.name);
+        return;
+    }
+    assert_in_step(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
+    for (field, value, expected) in
+        [("price", json!(2.89), "289"), ("rate", json!(-0.0123), "123"), ("price", json!(99_999_999.99), "1001")]
+    {
+        assert_eq!(world.hits(engine, "item", &json!({"term": {field: value}})), [expected], "{field} {value}");
+    }
+    let within = json!({"range": {"price": {"gt": 0.28, "lt": 0.30}}});
+    assert_eq!(world.hits(engine, "item", &within), ["29"]);
+    // Any factor would cut digits off where the column sets no scale.
+    let mapping = engine.ask("GET", &format!("/{}/_mapping", world.index_name("item")), None).to_string();
+    assert_eq!(mapping.matches("\"scaled_float\"").count(), 2, "{mapping}");
 }
 
 /// False, with a word about it, where the server does not have the extension.

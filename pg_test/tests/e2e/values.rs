@@ -6,7 +6,8 @@ use serde_json::json;
 on_each_engine!(
     values_of_every_common_type_arrive,
     raw_newlines_in_json_forge_nothing,
-    settings_of_the_writer_change_no_document
+    settings_of_the_writer_change_no_document,
+    what_jsonb_cannot_hold_fails_no_search
 );
 
 fn types(world: &mut World) {
@@ -84,6 +85,51 @@ fn settings_of_the_writer_change_no_document(world: &mut World, engine: &Engine)
     world.db.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'");
     world.db.exec("UPDATE public.thing SET words = 'and again'");
     assert_in_step(world, &index);
+}
+
+/// A `json` column holds what `jsonb` refuses, and search results are `jsonb`.
+fn what_jsonb_cannot_hold_fails_no_search(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        r#"CREATE TABLE note (id int PRIMARY KEY, body json);
+           INSERT INTO note VALUES (1, '{"a": "x\u0000y"}'), (2, '{"a": "plain"}'), (3, '{"a": "\ud800-"}'), (4, '{"n": 1e200000}'),
+               (5, '{"k\u0000": "both \\u0000 and \u0000"}')"#,
+    );
+    let index = world.index_table("note", engine, "");
+    let closed = format!("closed_{}", world.tag);
+    let closed = world.db.value(&format!(
+        "SELECT fanout.index_table('note', server => '{}', name => 'closed', index => '{closed}', types => '{{\"json\": \"disabled\"}}')",
+        engine.server
+    ));
+    let cache = world.cache_table("note", "");
+    let hashes =
+        world.cache_table_by("note", &format!("{}:hash:${{id}}", world.tag), ", name => 'hashes', format => 'hash'");
+    for sync in [&index, &closed, &cache, &hashes] {
+        world.wait(sync);
+        assert_eq!(world.status(sync, "dead_letters"), "0");
+        let verified = world.db.rows(&format!("CALL fanout.verify('{sync}')")).remove(0);
+        let numbers = ["5", "5", "0", "0", "0"].map(|number| Some(number.to_owned()));
+        assert_eq!(verified[..5], numbers, "{sync}: rows, documents, missing, extra, different");
+    }
+    for sync in [&index, &closed] {
+        let found = world
+            .db
+            .column(&format!("SELECT source->>'body' FROM es_search('{sync}', sort => '[{{\"id\": \"asc\"}}]')"));
+        let expected = [
+            "{\"a\": \"x\u{FFFD}y\"}",
+            "{\"a\": \"plain\"}",
+            "{\"a\": \"\u{FFFD}-\"}",
+            "{\"n\": \"1e200000\"}",
+            "{\"k\u{FFFD}\": \"both \\\\u0000 and \u{FFFD}\"}",
+        ];
+        assert_eq!(found, expected, "{sync}");
+        let rows = world.db.column(&format!("SELECT body FROM es_rows(NULL::note, '{sync}') ORDER BY id"));
+        assert_eq!(rows.first().map(String::as_str), Some(r#"{"a": "x\u0000y"}"#), "rows are as they are");
+    }
+    // What a visitor types is text of the server, which has no zero byte.
+    assert_eq!(world.db.refusal(&format!("SELECT id FROM es_search('{index}', E'x\\000')")).code, "22021");
+    assert_eq!(world.db.refusal("SELECT '\"\\u0000\"'::jsonb").code, "22P05");
+    let text = world.db.value(&format!("SELECT redis_get('cache', '{}1')", world.key_prefix("note")));
+    assert!(text.contains(r"x\u0000y"), "{text}");
 }
 
 #[test]

@@ -119,6 +119,65 @@ impl ServerLog {
     }
 }
 
+#[test]
+fn dead_letters_are_announced_before_the_oldest_are_forgotten() {
+    let mut world = World::alone("letters_alarm");
+    let _bound = Setting::set(&mut world, "fanout.dead_letters", "100");
+    world.db.exec("CREATE TABLE part (id int PRIMARY KEY, code text); INSERT INTO part VALUES (1, '1')");
+    let sync = world.index_table("part", &Engine::opensearch(), r#", mapping => '{"code": {"type": "integer"}}'"#);
+    assert_in_step(&mut world, &sync);
+    let log = ServerLog::here();
+    let said = |log: &ServerLog, words: &str| log.has(&format!("sync \"{sync}\" has "), words);
+    let mut refuse = |from: u32, to: u32, letters: &str| {
+        world.db.exec(&format!("INSERT INTO part SELECT i, 'none' FROM generate_series({from}, {to}) AS i"));
+        let _ = world.try_wait(&sync, "30s");
+        assert_eq!(world.status(&sync, "dead_letters"), letters);
+    };
+    refuse(101, 180, "80");
+    assert!(!said(&log, "dead letters"), "80 are four fifths: {}", log.text());
+    refuse(181, 181, "81");
+    assert!(said(&log, "81 dead letters; past 100 (fanout.dead_letters) the oldest are forgotten"), "{}", log.text());
+    let log = ServerLog::here();
+    refuse(182, 200, "100");
+    assert!(!said(&log, "dead letters"), "it is said once: {}", log.text());
+    refuse(201, 205, "100");
+    assert!(said(&log, "more than 100 dead letters"), "{}", log.text());
+    assert!(log.has("the oldest 5 are", "fanout.verify()"), "{}", log.text());
+}
+
+/// Changed rows of a related table that belong to more documents than are held at once: found a few at a time, and what is too
+/// much even for one row is a reconcile.
+#[test]
+fn rows_that_many_documents_depend_on_are_looked_up_a_few_at_a_time() {
+    let mut world = World::alone("many_documents");
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "1000");
+    world.db.exec(
+        "CREATE TABLE brand (id int PRIMARY KEY, name text);
+         CREATE TABLE item (id int PRIMARY KEY, brand int REFERENCES brand); CREATE INDEX ON item (brand);
+         INSERT INTO brand SELECT i, 'brand ' || i FROM generate_series(1, 100) AS i;
+         INSERT INTO item SELECT i, CASE WHEN i <= 1500 THEN 1 ELSE 2 + i % 99 END FROM generate_series(1, 6000) AS i; BEGIN",
+    );
+    let sync =
+        world.cache_table("item", ", document => 'SELECT i.id, b.name FROM item i JOIN brand b ON b.id = i.brand'");
+    world.db.exec(&format!("SELECT fanout.related('{sync}', 'brand'); COMMIT"));
+    assert_in_step(&mut world, &sync);
+    let log = ServerLog::here();
+    let reconciled =
+        format!("sync \"{sync}\" is reconciled: a row of a related table belongs to more than 1000 documents");
+    // 4500 documents in all, 45 or 46 a row.
+    let delivered = |world: &mut World| world.status(&sync, "delivered").parse::<u64>().expect("a number");
+    let before = delivered(&mut world);
+    world.db.exec("UPDATE brand SET name = name || '!' WHERE id > 1");
+    assert_in_step(&mut world, &sync);
+    assert!(!log.has(&reconciled, ""), "{}", log.text());
+    let marked = delivered(&mut world) - before;
+    assert!((4500..5500).contains(&marked), "{marked} of 6000 documents were delivered anew");
+    world.db.exec("UPDATE brand SET name = name || '?'");
+    assert_in_step(&mut world, &sync);
+    assert!(log.has(&reconciled, ""), "{}", log.text());
+    assert_eq!(world.db.value("SELECT phase FROM fanout.sync"), "live");
+}
+
 /// A column of a key template may be longer than an entry of a btree.
 #[test]
 fn long_keys_are_stored_and_refused_as_others_are() {

@@ -27,6 +27,7 @@ macro_rules! on_each_engine {
 
 mod alterations;
 mod backlog;
+mod explained;
 mod keyspace;
 mod postgres;
 mod proxied;

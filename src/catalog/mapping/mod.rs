@@ -1,6 +1,6 @@
 //! Column types → the mapping of an index, and the JSON form that fits it.
 
-mod choice;
+pub mod choice;
 mod field;
 mod form;
 pub mod overrides;
