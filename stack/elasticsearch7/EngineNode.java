@@ -12,6 +12,8 @@ public class EngineNode {
             .put("http.port", args[2]).put("transport.port", args[3])
             .put("network.host", "127.0.0.1")
             .put("discovery.type", "single-node")
+            // The runner leaves out what pipelines need.
+            .putList("node.roles", "master", "data", "ingest")
             // On a disk that is 90 % full the engine would make every index read-only.
             .put("cluster.routing.allocation.disk.threshold_enabled", false));
         runner.build(configs);
