@@ -490,6 +490,8 @@ fn classify(action: &Action<'_>, delete: bool, alone: bool) -> BulkOutcome {
         (429, _) if alone && error.reason.as_deref().is_some_and(outgrows_engine) => {
             BulkOutcome::Rejected { status, reason: error.text() }
         }
+        // A pipeline refuses the document on purpose.
+        (_, "fail_processor_exception") => BulkOutcome::Rejected { status, reason: error.text() },
         (409, _) => BulkOutcome::VersionConflict { current: error.reason.as_deref().and_then(current_version) },
         (_, "index_not_found_exception") => BulkOutcome::IndexMissing,
         // Not the document's fault, though some of them come with a 4xx status.
@@ -674,6 +676,7 @@ mod tests {
             ("h", false),
             ("i", false),
             ("j", false),
+            ("k", false),
         ]);
         let reply = json!({"took": 1, "errors": true, "items": [
             {"index": {"_index": "i", "_id": "a", "status": 201, "_seq_no": 4}},
@@ -688,6 +691,7 @@ mod tests {
             {"index": {"_id": "h", "status": 400, "error": {"type": "index_closed_exception", "reason": "closed"}}},
             {"index": {"_id": "i", "status": 403, "error": {"type": "cluster_block_exception", "reason": "read-only"}}},
             {"index": {"_id": "j", "status": 413, "error": {"reason": "large", "status": 9}}},
+            {"index": {"_id": "k", "status": 500, "error": {"type": "fail_processor_exception", "reason": "no such name"}}},
         ]});
         let outcomes = parse_bulk_response(reply.to_string().as_bytes(), &body).unwrap();
         let expected = [
@@ -705,6 +709,7 @@ mod tests {
             BulkOutcome::Retry { status: 400, reason: "index_closed_exception: closed".into() },
             BulkOutcome::Retry { status: 403, reason: "cluster_block_exception: read-only".into() },
             BulkOutcome::Rejected { status: 413, reason: "large".into() },
+            BulkOutcome::Rejected { status: 500, reason: "fail_processor_exception: no such name".into() },
         ];
         for (slot, expected) in expected.into_iter().enumerate() {
             assert_eq!(outcomes[slot], (slot as u32, expected));
