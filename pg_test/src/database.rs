@@ -61,10 +61,15 @@ pub struct Session {
     notices: Arc<Mutex<Vec<Refusal>>>,
 }
 
+/// Of the stack's PostgreSQL.
+pub(crate) fn stack_port() -> u16 {
+    variable("PGPORT").parse().expect("PGPORT is a number")
+}
+
 impl Session {
     /// Connects to a database of the server that the environment names, as its user or as `role`.
     pub fn try_connect(database: &str, role: Option<&str>) -> Result<Self, Refusal> {
-        Self::try_connect_at(variable("PGPORT").parse().expect("PGPORT is a number"), database, role)
+        Self::try_connect_at(stack_port(), database, role)
     }
 
     /// As [`Session::try_connect`], to a server at another port.
@@ -100,7 +105,12 @@ impl Session {
 
     /// As [`Session::try_connect`], for connections that nothing should stand in the way of.
     pub fn connect(database: &str) -> Self {
-        Self::try_connect(database, None)
+        Self::connect_at(stack_port(), database)
+    }
+
+    /// As [`Session::connect`], to a server at another port.
+    pub fn connect_at(port: u16, database: &str) -> Self {
+        Self::try_connect_at(port, database, None)
             .unwrap_or_else(|error| panic!("cannot connect to {database}: {error}; are the servers of stack/ up?"))
     }
 

@@ -1,20 +1,36 @@
-//! A second PostgreSQL server, with the files of the first.
+//! A second PostgreSQL server: with the files of the first, or with a cluster of its own.
 
 use crate::database::Session;
 use crate::waiting::eventually;
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A server made by pg_basebackup from the one that the environment names. Stopped and removed when dropped.
+/// A server made by initdb, or by pg_basebackup from the one that the environment names. Stopped and removed when dropped.
 pub struct Second {
     port: u16,
     folder: PathBuf,
     process: Option<Child>,
+    /// `name=value`.
+    settings: Vec<String>,
+    environment: Vec<String>,
 }
 
 impl Second {
+    /// An empty cluster with these settings, running with these environment variables: each `name=value`.
+    pub fn new(tag: &str, settings: &[&str], environment: &[&str]) -> Self {
+        let mut server = Self::in_folder(tag);
+        let mut initdb = as_server(&program("initdb"));
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"]);
+        run(initdb.arg(&server.folder));
+        server.settings = [&["shared_preload_libraries=pg_fanout"], settings].concat().iter().map(|&it| it.into()).collect();
+        server.environment = environment.iter().map(|&it| it.into()).collect();
+        server.start();
+        server
+    }
+
     /// A standby of the first, running.
     pub fn standby(tag: &str) -> Self {
         let mut standby = Self::of(tag, &["--write-recovery-conf"]);
@@ -29,22 +45,30 @@ impl Second {
     }
 
     fn of(tag: &str, options: &[&str]) -> Self {
+        let server = Self::in_folder(tag);
+        let mut backup = as_server(&program("pg_basebackup"));
+        run(backup.arg("--checkpoint=fast").args(options).arg("--pgdata").arg(&server.folder));
+        server
+    }
+
+    fn in_folder(tag: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("second_{tag}"));
-        run(as_server(&program("pg_basebackup")).arg("--checkpoint=fast").args(options).arg("--pgdata").arg(&folder));
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
-        Self { port, folder, process: None }
+        Self { port, folder, process: None, settings: vec!["fanout.owner_stale=5s".into()], environment: Vec::new() }
     }
 
     /// Starts it and waits until it answers.
     pub fn start(&mut self) {
         let port = format!("port={}", self.port);
-        let process = as_server(&program("postgres"))
-            .args(["-c", &port, "-c", "unix_socket_directories=", "-c", "fanout.owner_stale=5s", "-D"])
-            .arg(&self.folder)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("postgres");
+        let log = File::create(self.log_file()).expect("a file for the server's log");
+        // The command that changes the user is not to read these variables.
+        let mut command = as_server(Path::new("env"));
+        command.args(&self.environment).arg(program("postgres")).args(["-c", &port, "-c", "unix_socket_directories="]);
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
+        command.arg("-D").arg(&self.folder).stdout(Stdio::null()).stderr(log);
+        let process = command.spawn().expect("postgres");
         self.process = Some(process);
         eventually("the second server answers", Duration::from_secs(60), || self.try_connect("postgres").is_some());
     }
@@ -81,6 +105,20 @@ impl Second {
         self.folder = new;
     }
 
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it wrote to its log since its start.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log_file()).expect("the server's log")).into_owned()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.with_extension("log")
+    }
+
     fn end(&mut self, mode: &str) {
         let Some(mut process) = self.process.take() else { return };
         let _ = as_server(&program("pg_ctl")).args(["stop", "-m", mode, "-D"]).arg(&self.folder).output();
@@ -100,6 +138,7 @@ impl Second {
 impl Drop for Second {
     fn drop(&mut self) {
         self.end("immediate");
+        let _ = std::fs::remove_file(self.log_file());
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

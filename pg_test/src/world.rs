@@ -1,9 +1,10 @@
 //! What a test has for itself.
 
-use crate::database::{Refusal, Session};
+use crate::database::{Refusal, Session, stack_port};
 use crate::engine::Engine;
 use crate::environment::variable;
 use crate::keyspace::Keyspace;
+use crate::second::Second;
 use serde_json::{Value, json};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -15,6 +16,8 @@ static SERVERS: RwLock<()> = RwLock::new(());
 enum Turn {
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
+    /// On a server that no other test knows of.
+    Elsewhere,
 }
 
 /// A database of its own with the extension and its servers, and a tag that no other test's names contain.
@@ -28,6 +31,8 @@ pub struct World {
     roles: Vec<String>,
     /// Further databases.
     copies: Vec<String>,
+    /// Of the server.
+    port: u16,
     // Last, so that it is released when everything else is gone.
     _turn: Turn,
 }
@@ -45,25 +50,40 @@ impl World {
         Self::furnished(name, turn)
     }
 
+    /// A world on a server of the test's own, which has to outlive it.
+    pub fn on(server: &Second, name: &str) -> Self {
+        let mut world = Self::empty(name, server.port(), "", Turn::Elsewhere);
+        furnish(&mut world.db);
+        world
+    }
+
+    /// As [`World::alone`], with all of the database in a tablespace that has to outlive it.
+    pub fn alone_in(tablespace: &str, name: &str) -> Self {
+        let turn = Turn::Alone(SERVERS.write().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let mut world = Self::empty(name, stack_port(), &format!("TABLESPACE {tablespace}"), turn);
+        furnish(&mut world.db);
+        world
+    }
+
     fn furnished(name: &str, turn: Turn) -> Self {
-        let mut world = Self::empty(name, turn);
+        let mut world = Self::empty(name, stack_port(), "", turn);
         furnish(&mut world.db);
         world
     }
 
     /// A database without the extension.
     pub fn bare(name: &str) -> Self {
-        Self::empty(name, Turn::Shared(SERVERS.read().unwrap_or_else(|poisoned| poisoned.into_inner())))
+        let turn = Turn::Shared(SERVERS.read().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        Self::empty(name, stack_port(), "", turn)
     }
 
-    fn empty(name: &str, turn: Turn) -> Self {
+    fn empty(name: &str, port: u16, more: &str, turn: Turn) -> Self {
         // A database's name holds 63 bytes.
         let name: String = name.chars().take(48).collect();
         let tag = format!("{name}_{:06x}", fastrand::u32(..1 << 24));
-        let mut postgres = Session::connect("postgres");
-        postgres.exec(&format!("CREATE DATABASE t_{tag}"));
-        let db = Session::connect(&format!("t_{tag}"));
-        World { tag, db, roles: Vec::new(), copies: Vec::new(), _turn: turn }
+        Session::connect_at(port, "postgres").exec(&format!("CREATE DATABASE t_{tag} {more}"));
+        let db = Session::connect_at(port, &format!("t_{tag}"));
+        World { tag, db, roles: Vec::new(), copies: Vec::new(), port, _turn: turn }
     }
 
     /// The name of the database.
@@ -73,7 +93,7 @@ impl World {
 
     /// Another connection.
     pub fn connect(&self) -> Session {
-        Session::connect(&self.database())
+        Session::connect_at(self.port, &self.database())
     }
 
     /// Replaces [`World::db`] by a new connection, after the server or the backend went away.
@@ -86,7 +106,7 @@ impl World {
         let role = format!("{name}_{}", self.tag.rsplit('_').next().unwrap_or_default());
         self.db.exec(&format!("CREATE ROLE {role} LOGIN"));
         self.roles.push(role.clone());
-        let session = Session::try_connect(&self.database(), Some(&role))
+        let session = Session::try_connect_at(self.port, &self.database(), Some(&role))
             .unwrap_or_else(|error| panic!("cannot connect as {role}: {error}"));
         (role, session)
     }
@@ -95,19 +115,19 @@ impl World {
     pub fn copy(&mut self) -> Session {
         let (original, copy) = (self.database(), format!("{}_copy", self.database()));
         // Nobody may be connected to what is copied; the worker has to know that by itself.
-        self.db = Session::connect("postgres");
+        self.db = Session::connect_at(self.port, "postgres");
         self.db.exec(&format!("CREATE DATABASE {copy} TEMPLATE {original}"));
         self.reconnect();
         self.copies.push(copy.clone());
-        Session::connect(&copy)
+        Session::connect_at(self.port, &copy)
     }
 
     /// A further database with the extension and its servers, and a connection to it. Gone with the world.
     pub fn another(&mut self) -> Session {
         let database = format!("{}_{}", self.database(), self.copies.len());
-        Session::connect("postgres").exec(&format!("CREATE DATABASE {database}"));
+        Session::connect_at(self.port, "postgres").exec(&format!("CREATE DATABASE {database}"));
         self.copies.push(database.clone());
-        let mut session = Session::connect(&database);
+        let mut session = Session::connect_at(self.port, &database);
         furnish(&mut session);
         session
     }
@@ -200,9 +220,9 @@ impl Drop for World {
         let roles = std::mem::take(&mut self.roles);
         let mut databases = std::mem::take(&mut self.copies);
         databases.push(database);
-        let tag = self.tag.clone();
+        let (tag, port) = (self.tag.clone(), self.port);
         let outcome = std::panic::catch_unwind(move || {
-            let mut postgres = Session::connect("postgres");
+            let mut postgres = Session::connect_at(port, "postgres");
             for database in databases {
                 postgres.exec(&format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"));
             }

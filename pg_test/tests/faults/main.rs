@@ -27,6 +27,8 @@ macro_rules! on_each_engine {
 
 mod alterations;
 mod backlog;
+mod clock;
+mod disk;
 mod explained;
 mod keyspace;
 mod postgres;
@@ -36,6 +38,8 @@ mod replies;
 mod servers;
 mod standby;
 mod storm;
+mod subscriber;
+mod watch;
 
 /// Minutes for all storms together, if the long form is asked for: `make faults`.
 fn minutes() -> Option<f64> {

@@ -1,14 +1,12 @@
 //! Faults at random while an oracle writes; in the end everything must be in step.
 
 use crate::proxied::{Proxies, in_step_again};
+use crate::watch::Watch;
 use pg_test::oracle::{self, Oracle};
 use pg_test::proxy::{Fault, Item, Request};
 use pg_test::{Dice, Engine, World, stack};
-use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The seed of the first storm.
@@ -43,7 +41,9 @@ fn storm(seed: u64) {
         syncs.push(world.index_table(table, &Engine::elasticsearch(), &format!(", name => '{table}_es'")));
         syncs.push(world.cache_table(table, &format!(", name => '{table}_redis'")));
     }
-    let watch = Watch::start(&world);
+    let ids = (0..4).flat_map(|n| (0..50).map(move |id| (n * 1_000_000 + id).to_string()));
+    let watch =
+        Watch::start(world.index_name("item"), ids.collect(), vec![Engine::opensearch(), Engine::elasticsearch()]);
     let mut oracle = Oracle::new(4);
     let mut commits = 0;
     for _ in 0..2 {
@@ -133,51 +133,5 @@ fn fault(request: &Request, dice: &mut Dice) -> Fault {
         // A single document that is too large would be a dead letter, and rightly so.
         _ if ids > 1 => Fault::Answer(413, ""),
         _ => Fault::Reset,
-    }
-}
-
-/// Looks at the versions of documents all the time: they must never go back.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<usize>,
-}
-
-impl Watch {
-    fn start(world: &World) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (told, index) = (Arc::clone(&stop), world.index_name("item"));
-        let thread = thread::spawn(move || {
-            let ids: Vec<String> =
-                (0..4).flat_map(|n| (0..50).map(move |id| (n * 1_000_000 + id).to_string())).collect();
-            let mut highest: BTreeMap<(&str, String), u64> = BTreeMap::new();
-            let mut samples = 0;
-            let engines = [Engine::opensearch(), Engine::elasticsearch()];
-            while !told.load(Ordering::Relaxed) {
-                for engine in &engines {
-                    let (status, page) =
-                        engine.request("POST", &format!("/{index}/_mget?_source=false"), Some(json!({"ids": ids})));
-                    if status != 200 {
-                        continue;
-                    }
-                    for document in page["docs"].as_array().into_iter().flatten() {
-                        let (Some(id), Some(version)) = (document["_id"].as_str(), document["_version"].as_u64())
-                        else {
-                            continue;
-                        };
-                        samples += 1;
-                        let before = highest.insert((engine.name, id.to_owned()), version).unwrap_or(0);
-                        assert!(version >= before, "{}: {id} went from version {before} to {version}", engine.name);
-                    }
-                }
-                thread::sleep(Duration::from_millis(50));
-            }
-            samples
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> usize {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("versions that never went back")
     }
 }
