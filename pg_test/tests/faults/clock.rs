@@ -1,7 +1,8 @@
 //! A clock that is set back, and one that leaps to the future and back.
 
+use crate::postgres::worker;
 use crate::tables::products;
-use crate::watch::{Watch, versions};
+use crate::watch::{Watch, seconds_of_worker, versions};
 use pg_test::{Engine, Second, World, assert_in_step, eventually};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -38,14 +39,6 @@ fn library() -> Option<PathBuf> {
     folders.map(|it| it.path().join("faketime/libfaketime.so.1")).find(|path| path.exists())
 }
 
-/// Seconds of processor time that a process has taken.
-fn seconds_of(pid: &str) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the worker's process");
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let ticks = |i: usize| fields[i].parse::<f64>().expect("a number of ticks");
-    (ticks(11) + ticks(12)) / 100.0
-}
-
 #[test]
 fn a_clock_that_leaps_takes_no_version_back_and_stops_nothing() {
     let Some(library) = library() else {
@@ -73,8 +66,6 @@ fn a_clock_that_leaps_takes_no_version_back_and_stops_nothing() {
     let index = world.index_name("product");
     let ids: Vec<String> = (1..=200).map(|id: u32| id.to_string()).collect();
     let watch = Watch::start(index.clone(), ids.clone(), vec![Engine::opensearch()]);
-    let worker =
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'pg_fanout worker'";
     let mut before = versions(&engine, &index, &ids);
     for (round, (offset, restart)) in
         [(86_400, false), (0, false), (-3600, false), (-3600, true), (7200, true), (0, true), (-3600, false)]
@@ -88,7 +79,8 @@ fn a_clock_that_leaps_takes_no_version_back_and_stops_nothing() {
             (off - now - offset as f64).abs() < 5.0
         });
         if restart {
-            world.db.exec(&format!("SELECT pg_terminate_backend(({worker}))"));
+            let pid = worker(&mut world);
+            world.db.exec(&format!("SELECT pg_terminate_backend({pid})"));
         }
         let begun = Instant::now();
         for half in 0..2 {
@@ -103,10 +95,9 @@ fn a_clock_that_leaps_takes_no_version_back_and_stops_nothing() {
         assert!(ids.iter().all(|id| now[id] > before[id]), "versions did not grow with the clock off by {offset} s");
         before = now;
         // Idle it does as little as ever, and says what is true.
-        let pid = world.db.value(worker);
-        let spent = seconds_of(&pid);
+        let spent = seconds_of_worker(&mut world);
         std::thread::sleep(Duration::from_secs(3));
-        let spent = seconds_of(&pid) - spent;
+        let spent = seconds_of_worker(&mut world) - spent;
         assert!(spent < 0.5, "{spent} s of 3 with the clock off by {offset} s");
         for sync in &syncs {
             assert_eq!(world.status(sync, "state"), "live");

@@ -177,6 +177,66 @@ fn a_right_that_is_revoked_blocks_the_sync_and_costs_no_document() {
     }
 }
 
+/// Each by itself, and each of a thousand rows that are on their way: a column is no row's fault.
+#[test]
+fn a_column_that_is_missing_blocks_the_sync_and_costs_no_document() {
+    let mut world = World::new("undefined_column");
+    world.db.exec(
+        "CREATE TABLE part (id int PRIMARY KEY, n int NOT NULL, shown boolean NOT NULL DEFAULT true);
+         CREATE TABLE label (part int PRIMARY KEY, words text);
+         INSERT INTO part SELECT i, 0 FROM generate_series(1, 2000) AS i;
+         INSERT INTO label SELECT i, 'label ' || i FROM generate_series(1, 2000) AS i",
+    );
+    let key = |world: &World, name: &str| format!("{}${{id}}", world.key_prefix(name));
+    let by_predicate = key(&world, "predicate");
+    let by_query = key(&world, "query");
+    let predicate = world.cache_table_by("part", &by_predicate, ", name => 'predicate', predicate => 'shown'");
+    let query = world.cache_table_by(
+        "part",
+        &by_query,
+        ", name => 'query', document => 'SELECT id, n, (SELECT words FROM label WHERE part = p.id) AS words FROM part p'",
+    );
+    for (sync, gone, back, column) in [
+        (
+            &predicate,
+            "ALTER TABLE part RENAME COLUMN shown TO hidden",
+            "ALTER TABLE part RENAME COLUMN hidden TO shown",
+            "shown",
+        ),
+        (
+            &query,
+            "ALTER TABLE label DROP COLUMN words",
+            "ALTER TABLE label ADD COLUMN words text; UPDATE label SET words = 'again ' || part",
+            "words",
+        ),
+        (
+            &predicate,
+            "ALTER TABLE part DROP COLUMN shown",
+            "ALTER TABLE part ADD COLUMN shown boolean NOT NULL DEFAULT true",
+            "shown",
+        ),
+    ] {
+        assert_in_step(&mut world, sync);
+        world.db.exec(gone);
+        world.db.exec("UPDATE part SET n = n + 1; INSERT INTO part (id, n) SELECT max(id) + 1, 0 FROM part");
+        eventually("the sync is blocked", Duration::from_secs(30), || world.status(sync, "state") == "blocked");
+        let error = world.status(sync, "last_error");
+        assert!(
+            error.contains(&format!("\"{column}\" does not exist"))
+                || error.contains(&format!("{column} does not exist")),
+            "{error}"
+        );
+        // It goes on asking meanwhile, and counts none as refused.
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(world.db.value("SELECT count(*) FROM fanout.dead_letters"), "0");
+        let held = pg_test::Keyspace::open().keys(&world.key_prefix(sync));
+        assert!(held.len() >= 2000, "{} of 2000 are left", held.len());
+        world.db.exec(back);
+        in_step_again(&mut world, sync);
+        assert_eq!(world.status(sync, "dead_letters"), "0");
+    }
+}
+
 #[test]
 fn keys_that_are_equal_to_an_operator_are_not_the_same() {
     let mut world = World::new("equal_keys");

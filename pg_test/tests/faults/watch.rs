@@ -1,6 +1,7 @@
-//! Versions of documents, which must never go back.
+//! What must never go back, versions of documents, and what must not grow, the worker's processor time.
 
-use pg_test::Engine;
+use crate::postgres::worker;
+use pg_test::{Engine, World};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,4 +50,13 @@ pub fn versions(engine: &Engine, index: &str, ids: &[String]) -> BTreeMap<String
     let (status, page) = engine.request("POST", &format!("/{index}/_mget?_source=false"), Some(json!({"ids": ids})));
     let documents = page["docs"].as_array().filter(|_| status == 200).into_iter().flatten();
     documents.filter_map(|it| Some((it["_id"].as_str()?.to_owned(), it["_version"].as_u64()?))).collect()
+}
+
+/// Seconds of processor time that the worker has taken since its start.
+pub fn seconds_of_worker(world: &mut World) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker(world))).expect("the worker's process");
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks = |i: usize| fields[i].parse::<f64>().expect("a number of ticks");
+    // utime and stime, in hundredths on every Linux of today.
+    (ticks(11) + ticks(12)) / 100.0
 }
