@@ -25,7 +25,8 @@ impl Second {
         let mut initdb = as_server(&program("initdb"));
         initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"]);
         run(initdb.arg(&server.folder));
-        server.settings = [&["shared_preload_libraries=pg_fanout"], settings].concat().iter().map(|&it| it.into()).collect();
+        server.settings =
+            [&["shared_preload_libraries=pg_fanout"], settings].concat().iter().map(|&it| it.into()).collect();
         server.environment = environment.iter().map(|&it| it.into()).collect();
         server.start();
         server

@@ -601,6 +601,24 @@ mod tests {
         assert_eq!(report(&reports).result.unwrap_err().kind(), ErrorKind::Unreachable);
     }
 
+    /// What is sent, a password included, goes where the server's owner said.
+    #[test]
+    fn a_redirect_is_not_followed() {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+        let location = format!("http://{}/i/_bulk", elsewhere.local_addr().unwrap());
+        elsewhere.set_nonblocking(true).unwrap();
+        for status in [301, 302, 303, 307, 308] {
+            let location = location.clone();
+            let found = kind_when(move |stream| {
+                let _ = write!(stream, "HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 2\r\n\r\n{{}}");
+                true
+            });
+            assert_eq!(found, ErrorKind::TlsOrConfig, "{status}");
+            let visit = elsewhere.accept().map(|_| ()).unwrap_err();
+            assert_eq!(visit.kind(), std::io::ErrorKind::WouldBlock, "{status}");
+        }
+    }
+
     #[test]
     fn the_next_node_is_tried_when_one_can_t_be_reached() {
         let closed = TcpListener::bind("127.0.0.1:0").unwrap();

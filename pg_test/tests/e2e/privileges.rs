@@ -1,7 +1,7 @@
 //! What somebody without privileges may not do.
 
 use crate::tables::products;
-use pg_test::{Engine, World};
+use pg_test::{Engine, ServerLog, World};
 
 #[test]
 fn searching_needs_usage_on_the_server_and_select_on_the_table() {
@@ -148,6 +148,21 @@ const ATTEMPTS: &[&str] = &[
     "DECLARE planted CURSOR WITH HOLD FOR SELECT 1",
 ];
 
+/// Each of them, with how it went put into the variable `report`.
+fn attempted(role: &str) -> String {
+    ATTEMPTS
+        .iter()
+        .map(|attempt| {
+            let attempt = attempt.replace("current_role", role);
+            let label = attempt.replace("''", "");
+            format!(
+                "BEGIN EXECUTE '{attempt}'; report := report || jsonb_build_object('{label}', 'done');
+                 EXCEPTION WHEN OTHERS THEN report := report || jsonb_build_object('{label}', SQLSTATE); END;"
+            )
+        })
+        .collect()
+}
+
 #[test]
 fn code_in_a_document_query_gains_nothing() {
     let mut world = World::new("hostile_query");
@@ -156,17 +171,7 @@ fn code_in_a_document_query_gains_nothing() {
     pg_test::assert_in_step(&mut world, &victim);
     let (role, mut session) = world.role("mallory");
     world.db.exec(&format!("GRANT USAGE ON FOREIGN SERVER cache TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
-    let attempts: String = ATTEMPTS
-        .iter()
-        .map(|attempt| {
-            let attempt = attempt.replace("current_role", &role);
-            let label = attempt.replace("''", "");
-            format!(
-                "BEGIN EXECUTE '{attempt}'; report := report || jsonb_build_object('{label}', 'done');
-                 EXCEPTION WHEN OTHERS THEN report := report || jsonb_build_object('{label}', SQLSTATE); END;"
-            )
-        })
-        .collect();
+    let attempts = attempted(&role);
     session.exec(&format!(
         "CREATE TABLE lure (id int PRIMARY KEY, n int);
          INSERT INTO lure VALUES (1, 1);
@@ -179,8 +184,7 @@ fn code_in_a_document_query_gains_nothing() {
                  set_config('search_path', 'mallory', false), set_config('statement_timeout', '1', false);
              PERFORM pg_advisory_lock(4711);
              RETURN report;
-         END $f$;
-         CREATE FUNCTION loops() RETURNS int STABLE LANGUAGE plpgsql AS $f$ BEGIN LOOP PERFORM 1; END LOOP; END $f$"
+         END $f$"
     ));
     let key = format!("{}${{id}}", world.key_prefix("lure"));
     let sync = session.value(&format!(
@@ -198,11 +202,235 @@ fn code_in_a_document_query_gains_nothing() {
     // Another sync, by the same worker: its documents are what they would have been.
     world.db.exec("UPDATE product SET made = '2026-03-04 05:06:07+00'");
     pg_test::assert_in_step(&mut world, &victim);
-    // The same by a predicate, and by a query that finds the documents of a related row.
+    // A volatile function is refused where it can be seen.
     let refusal = session.refusal(&format!(
         "SELECT fanout.cache_table('lure', server => 'cache', name => 'by_predicate', key => '{key}:p', predicate => 'fanout.drop_sync(''victim'') IS NULL')"
     ));
     assert_eq!(refusal.code, "42P13", "{refusal}");
+}
+
+/// Code that nobody calls by name: casts, operators, the query of a related table, defaults and the expressions of indices.
+/// Each says in the server's log as whom it ran and how its attempts went.
+#[test]
+fn code_behind_a_cast_an_operator_a_default_or_an_index_gains_nothing() {
+    let mut world = World::alone("hostile_code");
+    let (role, mut session) = world.role("mallory");
+    world.db.exec(&format!("GRANT USAGE ON FOREIGN SERVER cache TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
+    let tag = world.tag.clone();
+    let attempts = attempted(&role);
+    let wrappers: String = [
+        ("from_cast(x odd) RETURNS json", "cast", "to_json(1)"),
+        ("from_operator(x int, y int) RETURNS boolean", "operator", "x >= y"),
+        ("from_relation(x int) RETURNS int", "relation", "x"),
+        ("from_default() RETURNS int", "default", "1"),
+        ("from_index(x int) RETURNS int", "index", "x"),
+    ]
+    .iter()
+    .map(|(signature, place, result)| {
+        format!(
+            "CREATE FUNCTION {signature} IMMUTABLE LANGUAGE plpgsql AS $f$
+             BEGIN PERFORM public.tries('{place}'); RETURN {result}; END $f$;"
+        )
+    })
+    .collect();
+    session.exec(&format!(
+        "CREATE FUNCTION tries(place text) RETURNS void IMMUTABLE LANGUAGE plpgsql AS $f$
+         DECLARE report jsonb := '{{}}';
+         BEGIN
+             -- Who made it may try what they like.
+             IF current_setting('application_name') = 'pg_test' THEN RETURN; END IF;
+             {attempts}
+             RAISE LOG 'tried {tag} % as % superuser %: %', place, current_user,
+                 (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+                 -- Anybody may notify, from anywhere.
+                 (SELECT coalesce(string_agg(key, '; '), 'nothing') FROM jsonb_each_text(report) WHERE value = 'done' AND key <> 'NOTIFY planted');
+         END $f$;
+         CREATE TYPE odd AS ENUM ('fine');
+         {wrappers}
+         CREATE CAST (odd AS json) WITH FUNCTION from_cast(odd);
+         CREATE OPERATOR public.>== (LEFTARG = int, RIGHTARG = int, FUNCTION = from_operator);
+         CREATE TABLE lure (id int PRIMARY KEY, n int DEFAULT from_default(), o odd DEFAULT 'fine');
+         CREATE INDEX ON lure (from_index(n));
+         CREATE TABLE bait (id int PRIMARY KEY, lure int);
+         INSERT INTO lure (id) VALUES (1), (2);
+         INSERT INTO bait VALUES (1, 1)"
+    ));
+    let key = |name: &str| format!("{}${{id}}", world.key_prefix(name));
+    let by_cast =
+        format!("SELECT fanout.cache_table('lure', server => 'cache', name => 'by_cast', key => '{}')", key("a"));
+    let by_operator = format!(
+        "SELECT fanout.cache_table('lure', server => 'cache', name => 'by_operator', key => '{}', predicate => 'id >== 0')",
+        key("b")
+    );
+    let by_relation = format!(
+        "SELECT fanout.cache_table('lure', server => 'cache', name => 'by_relation', key => '{}',
+             document => 'SELECT l.id, b.id AS bait FROM lure l LEFT JOIN bait b ON b.lure = l.id')",
+        key("c")
+    );
+    for make in [by_cast, by_operator, by_relation] {
+        session.exec(&make);
+    }
+    session.exec(
+        "SELECT fanout.related('by_relation', 'bait', '{lure}', 'SELECT from_relation(lure) AS id FROM changed')",
+    );
+    // What was harmless when it was looked at.
+    session.exec("ALTER FUNCTION tries VOLATILE");
+    for sync in ["by_cast", "by_operator", "by_relation"] {
+        world.wait(sync);
+    }
+    let log = ServerLog::here();
+    session.exec("UPDATE lure SET n = n + 1; UPDATE bait SET lure = 2");
+    for sync in ["by_cast", "by_operator", "by_relation"] {
+        world.wait(sync);
+        session.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+        world.wait(sync);
+        assert_eq!(world.status(sync, "dead_letters"), "0");
+        assert_eq!(world.status(sync, "last_error"), "NULL");
+    }
+    let lines: Vec<String> =
+        log.text().lines().filter(|it| it.contains(&format!("tried {tag} "))).map(str::to_owned).collect();
+    for place in ["cast", "operator", "relation"] {
+        assert!(
+            lines.iter().any(|it| it.contains(&format!("tried {tag} {place} as "))),
+            "{place} did not run: {lines:#?}"
+        );
+    }
+    // A default and the expression of an index belong to writing, which the worker does not do.
+    for line in &lines {
+        assert!(!line.contains(" default as ") && !line.contains(" index as "), "{line}");
+        assert!(line.ends_with(&format!(" as {role} superuser f: nothing")), "{line}");
+    }
+    assert_eq!(world.db.value(&format!("SELECT rolsuper FROM pg_roles WHERE rolname = '{role}'")), "f");
+    assert_eq!(world.db.value("SELECT DISTINCT owner::text FROM fanout.sync"), role);
+    assert_eq!(world.db.value("SELECT to_regclass('public.planted')"), "NULL");
+}
+
+/// What everybody may do is what is in these lists; everything else is granted to somebody by name.
+#[test]
+fn nothing_is_granted_to_everybody_but_this() {
+    let mut world = World::new("granted");
+    let ours = |kind: &str| {
+        format!(
+            "SELECT objid FROM pg_depend WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+                AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_fanout') AND classid = '{kind}'::regclass"
+        )
+    };
+    // Each checks itself: the owner of the sync, USAGE on the server, SELECT on the table.
+    let functions = world.db.column(&format!(
+        "SELECT DISTINCT pronamespace::regnamespace || '.' || proname FROM pg_proc WHERE oid IN ({})
+            AND has_function_privilege('public', oid, 'EXECUTE') ORDER BY 1",
+        ours("pg_proc")
+    ));
+    let expected = [
+        "fanout.adopt",
+        "fanout.alter_sync",
+        "fanout.cache_table",
+        "fanout.capture",
+        "fanout.check",
+        "fanout.document",
+        "fanout.drop_related",
+        "fanout.drop_sync",
+        "fanout.elasticsearch_validator",
+        "fanout.enqueue",
+        "fanout.enqueue_keys",
+        "fanout.explain",
+        "fanout.index_table",
+        "fanout.mapping",
+        "fanout.pause",
+        "fanout.place",
+        "fanout.propose_relations",
+        "fanout.reconcile",
+        "fanout.redis_validator",
+        "fanout.related",
+        "fanout.resume",
+        "fanout.resync",
+        "fanout.retry",
+        "fanout.search_support",
+        "fanout.sync_activity",
+        "fanout.sync_progress",
+        "fanout.verify",
+        "fanout.verify_begin",
+        "fanout.verify_step",
+        "fanout.wait",
+        "public.es_count",
+        "public.es_rows",
+        "public.es_search",
+        "public.redis_del",
+        "public.redis_get",
+        "public.redis_mget",
+        "public.redis_set",
+        "public.redis_ttl",
+    ];
+    assert_eq!(functions, expected);
+    let relations =
+        "SELECT format('%s %s', c.oid::regclass, a.privilege_type) FROM pg_class c, aclexplode(c.relacl) AS a";
+    let to_all =
+        world.db.column(&format!("{relations} WHERE c.oid IN ({}) AND a.grantee = 0 ORDER BY 1", ours("pg_class")));
+    let views = ["dead_letters", "progress", "relations", "status"].map(|view| format!("fanout.{view} SELECT"));
+    assert_eq!(to_all, views);
+    // They show to each what is theirs; a condition of the caller's must not see the rest.
+    let open = "SELECT oid::regclass FROM pg_class WHERE relnamespace = 'fanout'::regnamespace AND relkind = 'v'
+                AND reloptions @> '{security_barrier=true}' IS NOT TRUE AND pg_get_viewdef(oid) ~ 'fanout[.](dead_letter|sync|relation) '";
+    assert_eq!(world.db.column(open), Vec::<String>::new());
+    let unpinned = format!(
+        "SELECT oid::regprocedure FROM pg_proc WHERE oid IN ({}) AND prosecdef
+            AND NOT EXISTS (SELECT FROM unnest(proconfig) AS c WHERE c LIKE 'search_path=%')",
+        ours("pg_proc")
+    );
+    assert_eq!(world.db.column(&unpinned), Vec::<String>::new());
+    let schemas = "SELECT a.privilege_type FROM pg_namespace n, aclexplode(nspacl) AS a WHERE nspname = 'fanout' AND a.grantee = 0";
+    assert_eq!(world.db.column(schemas), ["USAGE"]);
+    assert_eq!(
+        world.db.value("SELECT (rolsuper, rolcanlogin, rolcreaterole, rolcreatedb, rolbypassrls)::text FROM pg_roles WHERE rolname = 'fanout_worker'"),
+        "(f,f,f,f,f)"
+    );
+}
+
+#[test]
+fn dead_letters_are_seen_by_the_owner_of_their_sync_alone() {
+    let mut world = World::new("others_letters");
+    let make = |world: &mut World, name: &str| {
+        let (role, mut session) = world.role(name);
+        world
+            .db
+            .exec(&format!("GRANT USAGE ON FOREIGN SERVER cache TO {role}; GRANT CREATE ON SCHEMA public TO {role}"));
+        session.exec(&format!(
+            "CREATE TABLE {name}_part (id int PRIMARY KEY, n int); INSERT INTO {name}_part VALUES (1, 1), (2, 0)"
+        ));
+        let key = format!("{}${{id}}", world.key_prefix(name));
+        let sync = session.value(&format!(
+            "SELECT fanout.cache_table('{name}_part', server => 'cache', key => '{key}', predicate => '10 / n > 0')"
+        ));
+        pg_test::eventually("it is a dead letter", std::time::Duration::from_secs(30), || {
+            world.status(&sync, "dead_letters") == "1"
+        });
+        (sync, session)
+    };
+    let (ann, mut as_ann) = make(&mut world, "ann");
+    let (bob, mut as_bob) = make(&mut world, "bob");
+    let letters = "SELECT sync, attempts, first_at <= last_at AND last_at <= now() FROM fanout.dead_letters";
+    for (session, sync) in [(&mut as_ann, &ann), (&mut as_bob, &bob)] {
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(session.rows(letters), [[text(sync), text("1"), text("t")]]);
+        // A condition that shows what it is given is given no more than that.
+        session.exec(
+            "CREATE FUNCTION pg_temp.shows(t text) RETURNS boolean COST 0.0001 LANGUAGE plpgsql AS
+             $$ BEGIN IF t <> current_setting('app.own') THEN RAISE 'it saw %', t; END IF; RETURN true; END $$",
+        );
+        session.exec(&format!("SET app.own = '{sync}'"));
+        assert_eq!(session.value("SELECT count(*) FROM fanout.dead_letters WHERE pg_temp.shows(sync)"), "1");
+        assert_eq!(session.refusal("SELECT * FROM fanout.dead_letter").code, "42501");
+        assert_eq!(session.refusal("SELECT * FROM fanout.pending").code, "42501");
+    }
+    // In vain once more: one more attempt of the same letter.
+    let first = as_bob.value("SELECT first_at FROM fanout.dead_letters");
+    as_bob.exec(&format!("SELECT fanout.retry('{bob}')"));
+    pg_test::eventually("it was tried again", std::time::Duration::from_secs(30), || {
+        as_bob.column("SELECT attempts FROM fanout.dead_letters") == ["2"]
+    });
+    assert_eq!(as_bob.value("SELECT first_at FROM fanout.dead_letters"), first);
+    assert_eq!(as_bob.value("SELECT last_at > first_at FROM fanout.dead_letters"), "t");
+    assert_eq!(as_ann.refusal(&format!("SELECT fanout.retry('{bob}')")).code, "42501");
 }
 
 /// A function may swallow the cancellation of its statement, but not the end of the process.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// A server that may publish.
 fn publisher() -> Second {
-    Second::new(&["wal_level=logical"], &[])
+    Second::new(&format!("publisher_{:08x}", fastrand::u32(..)), &["wal_level=logical"], &[])
 }
 
 /// A subscription of this world to a database of the publisher; the table must be there.

@@ -1,6 +1,5 @@
 //! What must never go back, versions of documents, and what must not grow, the worker's processor time.
 
-use crate::postgres::worker;
 use pg_test::{Engine, World};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -52,11 +51,12 @@ pub fn versions(engine: &Engine, index: &str, ids: &[String]) -> BTreeMap<String
     documents.filter_map(|it| Some((it["_id"].as_str()?.to_owned(), it["_version"].as_u64()?))).collect()
 }
 
-/// Seconds of processor time that the worker has taken since its start.
-pub fn seconds_of_worker(world: &mut World) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", worker(world))).expect("the worker's process");
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let ticks = |i: usize| fields[i].parse::<f64>().expect("a number of ticks");
-    // utime and stime, in hundredths on every Linux of today.
-    (ticks(11) + ticks(12)) / 100.0
+/// Hundredths of a second that the worker has spent so far.
+pub fn processor_time(world: &mut World) -> u64 {
+    let pid = world.db.value(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
+    );
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let words: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    words[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
 }
