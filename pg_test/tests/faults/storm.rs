@@ -71,6 +71,8 @@ fn storm(seed: u64) {
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                  WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
             ),
+            // A target is not there at all for a while.
+            3 => proxies.all()[dice.below(3) as usize].refuse(true),
             _ => {}
         }
         thread::sleep(Duration::from_secs(3));

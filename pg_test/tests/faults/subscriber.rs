@@ -1,7 +1,7 @@
 //! Logical replication: what a publisher's subscribers see of the extension, and a subscriber that has it.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, Second, World, assert_in_step, eventually};
+use pg_test::{Engine, Second, Session, World, assert_in_step, eventually};
 use std::time::Duration;
 
 /// A server that may publish.
@@ -9,18 +9,33 @@ fn publisher() -> Second {
     Second::new(&format!("publisher_{:08x}", fastrand::u32(..)), &["wal_level=logical"], &[])
 }
 
-/// A subscription of this world to a database of the publisher; the table must be there.
-fn subscribe(world: &mut World, publisher: &Second, database: &str, publication: &str) {
-    world.db.exec(&format!(
-        "CREATE SUBSCRIPTION {} CONNECTION 'host=127.0.0.1 port={} dbname={database} user=postgres' PUBLICATION {publication}",
-        world.tag,
-        publisher.port()
-    ));
+/// A subscription, gone with this: neither database can be dropped before. So it is made after both worlds.
+struct Subscription {
+    name: String,
+    session: Session,
 }
 
-/// Before the database goes: a subscription holds a slot at the publisher.
-fn unsubscribe(world: &mut World) {
-    world.db.exec(&format!("DROP SUBSCRIPTION {}", world.tag));
+impl Subscription {
+    /// To a database of the publisher. The tables must be there.
+    fn make(world: &World, publisher: &Second, database: &str, publication: &str) -> Self {
+        let mut session = world.connect();
+        session.exec(&create(&world.tag, publisher, database, publication));
+        Self { name: world.tag.clone(), session }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let _ = self.session.try_exec(&format!("DROP SUBSCRIPTION {}", self.name));
+    }
+}
+
+fn create(name: &str, publisher: &Second, database: &str, publication: &str) -> String {
+    let port = publisher.port();
+    format!(
+        "CREATE SUBSCRIPTION {name} CONNECTION 'host=127.0.0.1 port={port} dbname={database} user=postgres'
+         PUBLICATION {publication}"
+    )
 }
 
 const ROWS: &str = "SELECT md5(string_agg(p::text, ';' ORDER BY id)) FROM product p";
@@ -41,7 +56,7 @@ fn a_subscriber_without_the_extension_goes_on() {
     let sync = from.cache_table("product", "");
     assert_in_step(&mut from, &sync);
     from.db.exec("CREATE PUBLICATION shop FOR TABLES IN SCHEMA public");
-    subscribe(&mut to, &server, &from.database(), "shop");
+    let _subscription = Subscription::make(&to, &server, &from.database(), "shop");
     assert_replicated(&mut from, &mut to);
     // What the worker keeps in its tables, and what is captured, is in the same WAL.
     from.db.exec("UPDATE product SET price = 1; DELETE FROM product WHERE id % 7 = 0");
@@ -50,7 +65,6 @@ fn a_subscriber_without_the_extension_goes_on() {
     assert_in_step(&mut from, &sync);
     assert_replicated(&mut from, &mut to);
     assert!(!server.log().contains("ERROR:"), "{}", server.log());
-    unsubscribe(&mut to);
 }
 
 /// PostgreSQL publishes the tables of every extension then; docs/operations.md says so.
@@ -69,14 +83,9 @@ fn all_tables_are_for_subscribers_that_have_the_extension() {
     from.db.exec("SELECT pg_create_logical_replication_slot('seen', 'test_decoding')");
     let mut without = World::bare("all_tables_without");
     products(&mut without, 0);
-    let refused = without.db.refusal(&format!(
-        "CREATE SUBSCRIPTION {} CONNECTION 'host=127.0.0.1 port={} dbname={} user=postgres' PUBLICATION everything",
-        without.tag,
-        server.port(),
-        from.database()
-    ));
+    let refused = without.db.refusal(&create(&without.tag, &server, &from.database(), "everything"));
     assert_eq!(refused.message, "schema \"fanout\" does not exist");
-    subscribe(&mut to, &server, &from.database(), "everything");
+    let _subscription = Subscription::make(&to, &server, &from.database(), "everything");
     for round in 0..3 {
         from.db.exec(&format!("UPDATE product SET price = {round}; DELETE FROM product WHERE id = {round} + 7"));
         from.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
@@ -88,7 +97,6 @@ fn all_tables_are_for_subscribers_that_have_the_extension() {
     let seen = from.db.column("SELECT data FROM pg_logical_slot_get_changes('seen', NULL, NULL)");
     assert!(seen.iter().any(|it| it.contains("table public.product: DELETE")));
     assert!(!seen.iter().any(|it| it.contains("fanout.journal")), "{seen:?}");
-    unsubscribe(&mut to);
 }
 
 /// As with any table that the subscriber lacks; docs/operations.md says so, and what to do.
@@ -100,7 +108,7 @@ fn an_extension_made_on_a_publisher_of_all_tables_is_made_on_the_subscriber_firs
     let mut to = World::bare("made_first");
     products(&mut from, 10);
     products(&mut to, 0);
-    subscribe(&mut to, &server, &from.database(), "everything");
+    let _subscription = Subscription::make(&to, &server, &from.database(), "everything");
     assert_replicated(&mut from, &mut to);
     from.db.exec("CREATE EXTENSION pg_fanout; UPDATE product SET price = 1");
     let complaints = format!(
@@ -113,7 +121,6 @@ fn an_extension_made_on_a_publisher_of_all_tables_is_made_on_the_subscriber_firs
     to.db.exec("CREATE EXTENSION pg_fanout");
     assert_replicated(&mut from, &mut to);
     assert_eq!(to.db.value("SELECT count(*) FROM fanout.sync"), "0");
-    unsubscribe(&mut to);
 }
 
 #[test]
@@ -135,7 +142,7 @@ fn what_an_apply_worker_writes_is_captured() {
         to.index_table("product", &Engine::elasticsearch(), ", name => 'es'"),
         to.cache_table_by("product", &key, ", name => 'redis'"),
     ];
-    subscribe(&mut to, &server, &from.database(), "shop");
+    let _subscription = Subscription::make(&to, &server, &from.database(), "shop");
     assert_replicated(&mut from, &mut to);
     for sync in &syncs {
         assert_in_step(&mut to, sync);
@@ -162,5 +169,4 @@ fn what_an_apply_worker_writes_is_captured() {
         assert_in_step(&mut to, sync);
         assert_eq!(to.status(sync, "dead_letters"), "0");
     }
-    unsubscribe(&mut to);
 }
