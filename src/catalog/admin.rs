@@ -31,10 +31,15 @@ fn pause(sync: Option<&str>) {
 #[pg_extern(schema = "fanout")]
 fn resume(sync: Option<&str>) {
     let sync = owned(not_null("sync", sync));
+    expect_new_try(&sync);
+    update(&sync, "paused = false");
+}
+
+/// Until the worker has read the sync anew, that it is blocked says nothing to a waiter.
+fn expect_new_try(sync: &Sync) {
     if let Some(slot) = shared::sync_slot(sync.id, false) {
         slot.resumed.store(true, Relaxed);
     }
-    update(&sync, "paused = false");
 }
 
 /// Delivers everything anew: an index is rebuilt behind its alias; for a cache it is the same as fanout.reconcile().
@@ -82,6 +87,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
     }
     let sql = format!("UPDATE fanout.sync SET identity = $2, adopt = true, {ANEW}, {COMPARED} WHERE sync_id = $1");
     for sync in &syncs {
+        expect_new_try(sync);
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
                 client.update(&sql, None, &[sync.id.into(), identity().into()])?;

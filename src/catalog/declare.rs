@@ -8,7 +8,7 @@ use crate::catalog::mapping::choice::Choices;
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
 use crate::catalog::source::{Column, Table};
-use crate::catalog::{self, Kind, Sync, document, identity, ours, relation, require_preloaded, triggers};
+use crate::catalog::{self, Kind, Phase, Sync, document, identity, ours, relation, require_preloaded, triggers};
 use crate::error::{Failure, failure, no_nulls, not_null};
 use crate::server::{self, ServerKind};
 use delivery::period::Period;
@@ -529,6 +529,7 @@ fn taken(wanted: &Wanted, name: &str, target: &str) -> ! {
 
 fn refuse_rival(wanted: &Wanted, target: &str, other: &Sync) -> ! {
     let hint = match wanted.kind {
+        _ if other.phase == Phase::Drop => "It is being dropped: try again when it is gone from fanout.status.",
         Kind::Index => "Name another: index => '…'; or end that one: fanout.drop_sync().",
         Kind::Cache => "Use another template; or end that one: fanout.drop_sync().",
     };

@@ -169,7 +169,10 @@ unsafe fn tend(launched: &mut HashMap<pg_sys::Oid, Launched>) -> i64 {
     wait
 }
 
-/// All databases, and whether a worker may connect to them: not to templates, which must stay copyable.
+/// DATCONNLIMIT_INVALID_DB of catalog/pg_database.h: DROP DATABASE was interrupted.
+const INVALID_DATABASE: i32 = -2;
+
+/// All databases, and whether a worker may connect to them: not to templates, which must stay copyable, nor to the remains of one.
 fn databases() -> Vec<(pg_sys::Oid, bool)> {
     // SAFETY: a scan of a shared catalog in a transaction, which needs no database (autovacuum.c does the same).
     unsafe {
@@ -184,7 +187,8 @@ fn databases() -> Vec<(pg_sys::Oid, bool)> {
                 break;
             }
             let form: *const pg_sys::FormData_pg_database = pg_sys::GETSTRUCT(tuple).cast();
-            found.push(((*form).oid, (*form).datallowconn && !(*form).datistemplate));
+            let is_whole = (*form).datconnlimit != INVALID_DATABASE;
+            found.push(((*form).oid, (*form).datallowconn && !(*form).datistemplate && is_whole));
         }
         pg_sys::table_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);

@@ -121,6 +121,9 @@ fn drop_sync_takes_the_index_along_if_told_to(world: &mut World, engine: &Engine
     assert_in_step(world, &sync);
     world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
     eventually("the index is removed", Duration::from_secs(20), || !engine.exists(&index));
+    eventually("the sync is gone", Duration::from_secs(20), || {
+        world.db.value("SELECT count(*) FROM fanout.sync") == "0"
+    });
     // In the middle of a resync there are two, and it is the old one that is searched.
     let sync = world.index_table("product", engine, "");
     assert_in_step(world, &sync);

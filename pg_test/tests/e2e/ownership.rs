@@ -27,13 +27,6 @@ fn wait_until_blocked(db: &mut Session, sync: &str, by: &str) {
     });
 }
 
-/// fanout.wait() refuses while the worker has not read that it is blocked no more.
-fn wait_until_adopted(db: &mut Session, sync: &str) {
-    eventually_ok(&format!("sync \"{sync}\" is in step"), Duration::from_secs(60), || {
-        db.try_exec(&format!("SELECT fanout.wait('{sync}', '60s')")).map_err(|error| error.to_string())
-    });
-}
-
 #[test]
 fn a_copy_of_the_database_writes_nothing_until_it_adopts_the_target() {
     let mut world = World::new("copied");
@@ -61,7 +54,7 @@ fn a_copy_of_the_database_writes_nothing_until_it_adopts_the_target() {
     // The copy takes over; the original notices, and stops.
     assert_eq!(copy.value("SELECT fanout.adopt()"), "2");
     for sync in [&index, &cache] {
-        wait_until_adopted(&mut copy, sync);
+        copy.exec(&format!("SELECT fanout.wait('{sync}', '60s')"));
         wait_until_blocked(&mut world.db, sync, "another owner");
     }
     world.db.exec("UPDATE product SET name = 'original'");
@@ -100,7 +93,7 @@ fn a_copy_of_the_servers_files_writes_nothing_until_it_adopts_the_target() {
     // The copy takes over; the original notices, and stops.
     assert_eq!(copy.value("SELECT fanout.adopt()"), "2");
     for sync in [&index, &cache] {
-        wait_until_adopted(&mut copy, sync);
+        copy.exec(&format!("SELECT fanout.wait('{sync}', '60s')"));
         wait_until_blocked(&mut world.db, sync, "another owner");
     }
     world.db.exec("UPDATE product SET name = 'late'");

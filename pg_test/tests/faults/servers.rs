@@ -437,6 +437,35 @@ fn a_database_is_dropped_by_its_plain_owner_while_the_worker_is_busy() {
 }
 
 #[test]
+fn what_an_interrupted_drop_left_of_a_database_gets_no_worker() {
+    let mut rest = World::bare("half_dropped");
+    let redis = std::env::var("REDIS_URL").expect("REDIS_URL is set");
+    rest.db.exec(&format!(
+        "CREATE EXTENSION pg_fanout; CREATE SERVER cache FOREIGN DATA WRAPPER fanout_redis OPTIONS (url '{redis}')"
+    ));
+    products(&mut rest, 5);
+    let sync = rest.cache_table("product", "");
+    assert_in_step(&mut rest, &sync);
+    let name = rest.database();
+    let limit = |limit: i32| {
+        let mut session = Session::connect("postgres");
+        session.exec(&format!("UPDATE pg_database SET datconnlimit = {limit} WHERE datname = '{name}'"));
+        session
+    };
+    let log = ServerLog::here();
+    limit(-2).exec(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = '{name}' AND backend_type = 'pg_fanout worker'"
+    ));
+    thread::sleep(Duration::from_secs(4));
+    limit(-1);
+    // Once it is tried; each second until somebody noticed, it would be otherwise.
+    assert!(log.text().matches("cannot connect to invalid database").count() < 2);
+    rest.db.exec("UPDATE product SET price = 5");
+    assert_in_step(&mut rest, &sync);
+}
+
+#[test]
 fn an_extension_in_template1_is_in_every_new_database_and_in_nobodys_way() {
     let mut template = Session::connect("template1");
     template.exec("CREATE EXTENSION pg_fanout");
