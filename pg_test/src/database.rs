@@ -165,7 +165,9 @@ impl Session {
         let mut writer = self.client.copy_in(sql)?;
         writer.write_all(lines.as_bytes()).map_err(|error| Refusal::lost(error.to_string()))?;
         writer.finish()?;
-        Ok(())
+        // The rows are counted before Sync, at which such a COPY commits (the manual, "Extended Query"): what answers after it has
+        // been told of a crash in between.
+        self.try_exec("")
     }
 
     /// As [`Session::try_copy_in`], for one that must succeed.
