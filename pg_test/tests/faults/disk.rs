@@ -73,11 +73,12 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A table with rows 1 to 1000 whose own file is not on the small disk: only what is noted of its changes is.
+/// A table with rows 1 to 1000 whose own file is not on the small disk: only what is noted of its changes is. And one without a sync.
 fn items(world: &mut World) {
     world.db.exec(
         "CREATE TABLE item (id int, n int NOT NULL, PRIMARY KEY (id) USING INDEX TABLESPACE pg_default) TABLESPACE pg_default;
-         INSERT INTO item SELECT i, 0 FROM generate_series(1, 1000) AS i",
+         INSERT INTO item SELECT i, 0 FROM generate_series(1, 1000) AS i;
+         CREATE TABLE other (id int) TABLESPACE pg_default",
     );
 }
 
@@ -110,7 +111,7 @@ fn a_full_disk_under_the_journal_is_an_error_of_the_writer_and_loses_nothing() {
     for _ in 0..20 {
         assert_eq!(world.db.refusal("UPDATE item SET n = -1 WHERE id > 500").code, "53100");
     }
-    world.db.exec("CREATE TEMP TABLE IF NOT EXISTS nothing ()");
+    world.db.exec("INSERT INTO other SELECT generate_series(1, 1000)");
     disk.free();
     world.db.exec("UPDATE item SET n = 7 WHERE id > 900; DELETE FROM item WHERE id % 10 = 0");
     proxies.calm();
