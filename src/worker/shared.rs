@@ -293,9 +293,11 @@ pub fn database_of(oid: pg_sys::Oid) -> Option<&'static Database> {
 
 /// The slot of the database that this backend is connected to.
 pub fn database() -> Option<&'static Database> {
-    MINE.get().or_else(|| {
-        // SAFETY: constant in a connected backend.
-        let found = database_of(unsafe { pg_sys::MyDatabaseId });
+    // SAFETY: constant in a connected backend.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    // The one that we know was given away if no connections were allowed for a while, but ours.
+    MINE.get().filter(|known| known.oid() == oid).or_else(|| {
+        let found = database_of(oid);
         MINE.set(found);
         found
     })
