@@ -290,7 +290,7 @@ pub fn require_preloaded() {
             "pg_fanout is not in shared_preload_libraries",
         )
         .detail("Without it there is no worker that would deliver anything.")
-        .hint("Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.")
+        .hint(crate::worker::shared::PRELOAD_HINT)
         .raise();
     }
 }

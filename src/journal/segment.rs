@@ -51,7 +51,7 @@ pub fn write(payloads: &[Vec<u8>]) {
     if !shared::preloaded() && !WARNED.replace(true) {
         failure(PgSqlErrorCode::ERRCODE_WARNING, "pg_fanout is not in shared_preload_libraries")
             .detail("Changes are captured, and nothing is delivered.")
-            .hint("Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.")
+            .hint(shared::PRELOAD_HINT)
             .warn();
     }
     // SAFETY: the relation is open and locked from here to the last use; each tuple is formed for its descriptor; the

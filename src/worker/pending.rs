@@ -27,17 +27,11 @@ enum State {
     Queued,
     /// To be queued at a time that `later` knows.
     Delayed,
-    /// Being read or delivered.
+    /// Being read or delivered. If it changed meanwhile, `again` knows in which epoch.
     InFlight,
-    /// Being read or delivered, and changed meanwhile: `again` knows in which epoch.
-    InFlightAgain,
 }
 
 impl State {
-    fn in_flight(self) -> bool {
-        matches!(self, Self::InFlight | Self::InFlightAgain)
-    }
-
     fn waits(self) -> bool {
         matches!(self, Self::Queued | Self::Delayed)
     }
@@ -247,8 +241,7 @@ impl Pending {
                 let epoch = self.epoch;
                 let entry = &mut self.entries[slot as usize];
                 entry.stored |= stored;
-                if entry.state == State::InFlight {
-                    entry.state = State::InFlightAgain;
+                if entry.state == State::InFlight && !self.again.contains_key(&slot) {
                     self.again.insert(slot, epoch);
                     self.count(epoch, 1);
                 }
@@ -327,7 +320,7 @@ impl Pending {
     pub fn claim(&mut self, address: &[u8], slice: u32) -> Option<(Slot, Option<u32>)> {
         let slot = match self.find(address) {
             None => self.insert(address, State::Queued),
-            Some(slot) if self.entries[slot as usize].state.in_flight() => {
+            Some(slot) if self.entries[slot as usize].state == State::InFlight => {
                 self.mark(address);
                 return None;
             }
@@ -362,7 +355,7 @@ impl Pending {
     pub fn put_back(&mut self, slots: &[Slot]) {
         for &slot in slots.iter().rev() {
             let entry = &mut self.entries[slot as usize];
-            if !entry.state.in_flight() {
+            if entry.state != State::InFlight {
                 continue;
             }
             entry.state = State::Queued;
@@ -387,9 +380,8 @@ impl Pending {
     pub fn mark_in_flight(&mut self) {
         let epoch = self.epoch;
         let mut marked = 0;
-        for (slot, entry) in self.entries.iter_mut().enumerate() {
-            if entry.state == State::InFlight {
-                entry.state = State::InFlightAgain;
+        for (slot, entry) in self.entries.iter().enumerate() {
+            if entry.state == State::InFlight && !self.again.contains_key(&(slot as Slot)) {
                 self.again.insert(slot as Slot, epoch);
                 marked += 1;
             }
@@ -407,7 +399,7 @@ impl Pending {
     /// The delivery is over for good: done, or a dead letter.
     pub fn acknowledge(&mut self, slot: Slot) -> Acknowledged {
         let entry = &mut self.entries[slot as usize];
-        if !entry.state.in_flight() {
+        if entry.state != State::InFlight {
             return Acknowledged::default();
         }
         let again = self.again.remove(&slot);
@@ -429,7 +421,7 @@ impl Pending {
     /// The delivery failed or its outcome is unknown: the row is to be read again, at once or at a time.
     pub fn retry(&mut self, slot: Slot, at: Option<Instant>) -> u32 {
         let entry = &mut self.entries[slot as usize];
-        if !entry.state.in_flight() {
+        if entry.state != State::InFlight {
             return 0;
         }
         entry.state = if at.is_some() { State::Delayed } else { State::Queued };
@@ -513,8 +505,8 @@ impl Pending {
             State::Free => return None,
             State::Queued => Place::Queued,
             State::Delayed => Place::Delayed,
+            State::InFlight if self.again.contains_key(&slot) => Place::InFlightAgain,
             State::InFlight => Place::InFlight,
-            State::InFlightAgain => Place::InFlightAgain,
         };
         let began = self.epochs.iter().find(|&&(epoch, ..)| epoch >= entry.epoch).map_or(0, |&(.., began)| began);
         Some((place, self.attempts(slot), began))

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 /// How long a sync waits before it tries again what a person has to put right.
 pub const BLOCKED_RETRY: Duration = Duration::from_secs(15);
+
 /// How far the sync is with its target.
 pub enum Target {
     /// Nothing was asked of it yet, or all has to be asked again.

@@ -258,6 +258,9 @@ fn control() -> Option<&'static Control> {
     unsafe { CONTROL.get().as_ref() }
 }
 
+/// What to do where it was not preloaded.
+pub const PRELOAD_HINT: &str = "Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.";
+
 /// True if the library was preloaded, so that there is shared memory.
 pub fn preloaded() -> bool {
     control().is_some()

@@ -18,7 +18,7 @@ pub fn check(findings: &mut Findings, syncs: &[Sync]) {
         findings.error(
             "library",
             "pg_fanout is not in shared_preload_libraries: changes are captured, and nothing is delivered",
-            "Add pg_fanout to shared_preload_libraries in postgresql.conf and restart the server.",
+            shared::PRELOAD_HINT,
         );
         return;
     }
