@@ -9,7 +9,7 @@ use crate::document::{query, statements};
 use crate::error::{failure, no_nulls};
 use crate::server::quoted;
 use pgrx::prelude::*;
-use pgrx::{JsonB, Spi, pg_sys};
+use pgrx::{JsonB, pg_sys};
 use serde_json::{Map, Value, json};
 
 /// The name of a query's column that is the document itself.
@@ -60,9 +60,10 @@ impl Wanted {
 
 /// Where names are looked up in this session, as text for the worker. Temporary tables come last: the worker has none.
 fn search_path() -> String {
-    let path = ours(Spi::get_one::<String>(
+    let path = ours(super::first::<String>(
         "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(s), ', ') FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) AS s \
          WHERE s NOT LIKE 'pg\\_temp%'",
+        &[],
     ));
     path.into_iter().chain([String::from("pg_temp")]).collect::<Vec<_>>().join(", ")
 }

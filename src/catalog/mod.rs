@@ -22,8 +22,9 @@ use crate::error::failure;
 use acting::privileged;
 use delivery::period::Period;
 use delivery::template::KeyTemplate;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::{JsonB, Spi, pg_sys};
+use pgrx::{FromDatum, IntoDatum, JsonB, Spi, pg_sys};
 use source::Table;
 
 /// What kind of target a sync has.
@@ -268,6 +269,15 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
             }
         }
         Ok(syncs)
+    })
+}
+
+/// The first value that a query gives; None also if there is no row. Unlike `Spi::get_one()` it gives the transaction no XID, which
+/// a standby and a parallel query would refuse.
+pub fn first<T: FromDatum + IntoDatum>(sql: &str, args: &[DatumWithOid]) -> Result<Option<T>, pgrx::spi::Error> {
+    Spi::connect(|client| {
+        let rows = client.select(sql, Some(1), args)?.first();
+        if rows.is_empty() { Ok(None) } else { rows.get_one() }
     })
 }
 

@@ -1,8 +1,6 @@
 //! The library's version and that of the extension's objects: between an upgrade of the package and ALTER EXTENSION … UPDATE
 //! they differ.
 
-use pgrx::Spi;
-
 /// This library's.
 pub const LIBRARY: &str = env!("CARGO_PKG_VERSION");
 
@@ -13,7 +11,7 @@ pub const HINT: &str = "Run ALTER EXTENSION pg_fanout UPDATE in this database; i
 /// How the two differ; None if they do not, or if the extension is gone. Within a transaction.
 pub fn difference() -> Option<String> {
     let installed: Option<String> =
-        Spi::get_one("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'pg_fanout'").ok().flatten();
+        super::first("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'pg_fanout'", &[]).ok().flatten();
     let installed = installed.filter(|installed| installed != LIBRARY)?;
     Some(format!("the library is of version {LIBRARY}, the extension of version {installed}"))
 }

@@ -7,13 +7,16 @@
 //! block before the noted tail gets no more tuples, and once each of its tuples is decided (visible or aborted) it is
 //! closed for good. The order fence → snapshot → number of blocks matters: all that the snapshot sees lies below.
 //!
+//! A poll finds only so much and leaves the rest to the next, and with it to the memory that there is by then. It may leave
+//! blocks in which nothing was found yet: all that is visible there is new, whatever a previous snapshot saw.
+//!
 //! Belt and braces: before a segment is truncated it is read whole under an exclusive lock and its tuples are counted
 //! against those that the polls found ([`Reader::audit`]).
 
 use super::segment;
 use crate::worker::shared::Database;
 use pgrx::pg_sys;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// A snapshot as the next poll needs it: which transactions it saw as committed, by their 64-bit numbers.
 struct Seen {
@@ -56,14 +59,15 @@ struct Segment {
     file: pg_sys::Oid,
     /// Blocks from here on have not been read.
     next: u32,
-    /// Blocks before `next` that may still get tuples, or hold undecided ones.
-    open: BTreeSet<u32>,
+    /// Blocks before `next` that may still get tuples, or hold undecided ones; true of those in which something was found.
+    open: BTreeMap<u32, bool>,
     /// Tuples found since the segment was last empty.
     found: u64,
 }
 
-/// A poll stops before a block once it has found so many bytes; the next one goes on there.
-const POLL_BYTES: usize = 8 << 20;
+/// A poll stops before a block once it has found so many bytes, which is 90,000 keys at most; the next one goes on there. What is too
+/// much for memory is moved to the table in between.
+const POLL_BYTES: usize = 256 << 10;
 
 /// What a poll says of one segment.
 #[derive(Clone, Copy, Debug)]
@@ -121,8 +125,8 @@ pub enum Audit {
     Truncated,
     /// A transaction that wrote to it is still running or prepared.
     Locked,
-    /// It held tuples that no poll had found: they are in the payloads now, and it was not truncated.
-    Late,
+    /// It held tuples that no poll had found: it was not truncated, and the next poll reads all of it again.
+    Again,
 }
 
 /// The one reader of a database's journal.
@@ -223,26 +227,27 @@ impl Reader {
         let oid = segment::oid(number);
         let file = relation.file();
         let index = self.segments.iter().position(|segment| segment.number == number).unwrap_or_else(|| {
-            self.segments.push(Segment { number, oid, file, next: 0, open: BTreeSet::new(), found: 0 });
+            self.segments.push(Segment { number, oid, file, next: 0, open: BTreeMap::new(), found: 0 });
             self.segments.len() - 1
         });
         let segment = &mut self.segments[index];
         // A segment that was rewritten or shrank behind our back (VACUUM FULL, CLUSTER, VACUUM (TRUNCATE)): all of it again.
         let doubt = segment.oid != oid || segment.file != file || blocks < segment.next;
         if doubt {
-            *segment = Segment { number, oid, file, next: 0, open: BTreeSet::new(), found: 0 };
+            *segment = Segment { number, oid, file, next: 0, open: BTreeMap::new(), found: 0 };
         }
-        let open: Vec<u32> = segment.open.iter().copied().collect();
-        let first = segment.next;
-        for block in open.into_iter().chain(first..blocks) {
-            // A block that was never read holds nothing that was found before, whatever the previous snapshot saw.
-            let previous = if block >= first { None } else { self.previous.as_ref() };
-            if block >= first {
-                if found.bytes.len() > POLL_BYTES {
-                    return false;
-                }
-                segment.next = block + 1;
+        // What was found in a block before, only the snapshot of the last poll tells: each poll reads all of these. Where nothing
+        // was found, as in those that were never read, all that is visible is new, whenever they are read.
+        let (known, blank): (Vec<_>, Vec<_>) = segment.open.iter().partition(|&(_, &known)| known);
+        let blank: Vec<u32> = blank.into_iter().map(|(&block, _)| block).collect();
+        let known = known.into_iter().map(|(&block, _)| (block, self.previous.as_ref())).collect::<Vec<_>>();
+        let new = blank.into_iter().chain(segment.next..blocks).map(|block| (block, None));
+        for (block, previous) in known.into_iter().chain(new) {
+            if previous.is_none() && found.bytes.len() > POLL_BYTES {
+                return false;
             }
+            segment.next = segment.next.max(block + 1);
+            let before = segment.found;
             // SAFETY: block < blocks, the relation is open and the snapshot registered.
             let undecided = unsafe {
                 read_block(relation.0, block, snapshot, |xid, payload| {
@@ -253,7 +258,7 @@ impl Reader {
                 })
             };
             if undecided || block + 1 >= tail {
-                segment.open.insert(block);
+                *segment.open.entry(block).or_default() |= segment.found > before;
             } else {
                 segment.open.remove(&block);
             }
@@ -262,33 +267,31 @@ impl Reader {
     }
 
     /// Empties a segment that writers no longer write to and whose found payloads are all acknowledged or stored.
-    /// Reads it whole first: what no poll had found goes to `late`, and then the segment stays as it is.
+    /// Reads it whole first: if there is something that no poll had found, the segment stays as it is.
     ///
     /// The file is cut in place (RelationTruncate) under an exclusive lock that is never queued for: no new relfilenode, no
     /// catalog row, nothing that logical decoding sees. It is not undone by an abort, which is right: its content is stored.
-    pub fn audit(&mut self, number: u32, late: &mut Payloads) -> Audit {
+    pub fn audit(&mut self, number: u32) -> Audit {
         let Some(segment) = self.segments.iter_mut().find(|segment| segment.number == number) else {
             return Audit::Locked;
         };
         let Some(relation) = Open::conditionally(segment.oid, pg_sys::AccessExclusiveLock) else {
             return Audit::Locked;
         };
-        let mut all = Payloads::default();
         // SAFETY: within a transaction, the relation locked exclusively; the snapshot is registered while it is used.
         unsafe {
             if relation.blocks() > segment.next {
                 return Audit::Locked;
             }
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-            let mut unseen = 0u64;
+            let (mut count, mut unseen) = (0_u64, 0_u64);
             for block in 0..relation.blocks() {
-                read_block(relation.0, block, snapshot, |xid, payload| {
+                read_block(relation.0, block, snapshot, |xid, _| {
+                    count += 1;
                     unseen += u64::from(self.previous.as_ref().is_none_or(|previous| !previous.saw(xid)));
-                    all.push(payload);
                 });
             }
             pg_sys::UnregisterSnapshot(snapshot);
-            let count = all.ends.len() as u64;
             if unseen > 0 || count != segment.found || relation.file() != segment.file {
                 if unseen == 0 {
                     pgrx::log!(
@@ -297,14 +300,12 @@ impl Reader {
                         segment.found
                     );
                 }
-                // Both kinds of doubt are settled in the same way: everything again, which is harmless. The next poll
-                // must not count what it finds of the unseen ones twice, so the segment is read from its start.
+                // Both kinds of doubt are settled in the same way: everything again, which is harmless.
                 segment.found = 0;
                 segment.next = 0;
                 segment.open.clear();
                 segment.file = pg_sys::InvalidOid;
-                *late = all;
-                return Audit::Late;
+                return Audit::Again;
             }
             pg_sys::RelationTruncate(relation.0, 0);
         }

@@ -1,4 +1,4 @@
-//! `jsonb` as text: numbers keep every digit, and what an engine sent is not built up as a tree first.
+//! `jsonb` of callers as text, in which numbers keep every digit, and what an engine sent as `jsonb`.
 
 use super::jsonb;
 
@@ -8,8 +8,9 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
 use pgrx::{FromDatum, IntoDatum, direct_function_call, direct_function_call_as_datum, pg_sys};
+use serde_json::value::RawValue;
 
-/// A `jsonb` argument or result, as JSON text.
+/// A `jsonb` argument, as JSON text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonText(pub String);
 
@@ -24,20 +25,43 @@ impl FromDatum for JsonText {
     }
 }
 
-impl IntoDatum for JsonText {
+/// A `jsonb` result.
+pub enum Jsonb {
+    /// Its bytes, without the length word's value.
+    Encoded(Vec<u8>),
+    /// What is left to jsonb_in().
+    Text(String),
+}
+
+impl Jsonb {
+    /// Of what an engine sent. True if something had to be replaced that no jsonb can hold.
+    pub fn of(json: Box<RawValue>) -> (Self, bool) {
+        if let Some(bytes) = jsonb::encode(&json, &mut numeric) {
+            return (Self::Encoded(bytes), false);
+        }
+        match jsonb::tamed(json.get()) {
+            Some(text) => (Self::Text(text), true),
+            None => (Self::Text(Box::<str>::from(json).into_string()), false),
+        }
+    }
+}
+
+impl IntoDatum for Jsonb {
     fn into_datum(self) -> Option<pg_sys::Datum> {
-        if let Some(bytes) = jsonb::encode(&self.0, &mut numeric) {
+        match self {
             // SAFETY: palloc gives as many bytes as asked for, or raises; the first four are the length word.
-            return Some(unsafe {
+            Self::Encoded(bytes) => Some(unsafe {
                 let datum: *mut u8 = pg_sys::palloc(bytes.len()).cast();
                 std::ptr::copy_nonoverlapping(bytes.as_ptr(), datum, bytes.len());
                 pgrx::set_varsize_4b(datum.cast(), bytes.len() as i32);
                 pg_sys::Datum::from(datum)
-            });
+            }),
+            Self::Text(text) => {
+                let text = std::ffi::CString::new(text).ok()?;
+                // SAFETY: jsonb_in takes a NUL-terminated text and copies what it needs.
+                unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(text.as_ptr().into())]) }
+            }
         }
-        let text = std::ffi::CString::new(self.0).ok()?;
-        // SAFETY: jsonb_in takes a NUL-terminated text and copies what it needs.
-        unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(text.as_ptr().into())]) }
     }
 
     fn type_oid() -> pg_sys::Oid {
@@ -59,13 +83,19 @@ fn numeric(number: &str, out: &mut Vec<u8>) {
     }
 }
 
-// SAFETY: the SQL type is the one whose representation FromDatum and IntoDatum above read and make.
-unsafe impl SqlTranslatable for JsonText {
-    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(JsonText);
-    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("jsonb"));
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::literal("jsonb")));
+macro_rules! is_jsonb {
+    ($rust:ty) => {
+        // SAFETY: the SQL type is the one whose representation FromDatum and IntoDatum above read and make.
+        unsafe impl SqlTranslatable for $rust {
+            const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!($rust);
+            const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+            const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("jsonb"));
+            const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::literal("jsonb")));
+        }
+    };
 }
+is_jsonb!(JsonText);
+is_jsonb!(Jsonb);
 
 // SAFETY: as FromDatum.
 unsafe impl<'fcx> ArgAbi<'fcx> for JsonText {
@@ -76,7 +106,7 @@ unsafe impl<'fcx> ArgAbi<'fcx> for JsonText {
 }
 
 // SAFETY: as IntoDatum.
-unsafe impl BoxRet for JsonText {
+unsafe impl BoxRet for Jsonb {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
         match self.into_datum() {
             // SAFETY: a datum made for this call.

@@ -20,7 +20,7 @@ use pgrx::prelude::*;
 use crate::error::{failure, not_null};
 use crate::network::{self, Asked};
 use body::{Arguments, Refusal, Search};
-use json::JsonText;
+use json::{JsonText, Jsonb};
 use scope::{Place, place_named, place_of, refuse_row_security, sync_named};
 
 extension_sql_file!(
@@ -35,9 +35,9 @@ type Hits = TableIterator<
         name!(rank, i32),
         name!(score, Option<f64>),
         name!(id, String),
-        name!(source, Option<JsonText>),
-        name!(highlight, Option<JsonText>),
-        name!(sort, Option<JsonText>),
+        name!(source, Option<Jsonb>),
+        name!(highlight, Option<Jsonb>),
+        name!(sort, Option<Jsonb>),
         name!(total, Option<i64>),
         name!(total_exact, Option<bool>),
         name!(cursor, Option<String>),
@@ -66,9 +66,9 @@ fn es_search(
         name!(rank, i32),
         name!(score, Option<f64>),
         name!(id, String),
-        name!(source, Option<JsonText>),
-        name!(highlight, Option<JsonText>),
-        name!(sort, Option<JsonText>),
+        name!(source, Option<Jsonb>),
+        name!(highlight, Option<Jsonb>),
+        name!(sort, Option<Jsonb>),
         name!(total, Option<i64>),
         name!(total_exact, Option<bool>),
         name!(cursor, Option<String>),
@@ -104,9 +104,9 @@ fn es_search_index(
         name!(rank, i32),
         name!(score, Option<f64>),
         name!(id, String),
-        name!(source, Option<JsonText>),
-        name!(highlight, Option<JsonText>),
-        name!(sort, Option<JsonText>),
+        name!(source, Option<Jsonb>),
+        name!(highlight, Option<Jsonb>),
+        name!(sort, Option<Jsonb>),
         name!(total, Option<i64>),
         name!(total_exact, Option<bool>),
         name!(cursor, Option<String>),
@@ -178,13 +178,13 @@ fn hits(place: &Place, arguments: &Arguments) -> Hits {
         .map(|(rank, hit)| {
             let Hit { id, score, source, highlight, sort, .. } = hit;
             let mut altered = false;
-            let mut text = |json: Box<serde_json::value::RawValue>| {
-                let instead = jsonb::tamed(json.get());
-                altered |= instead.is_some();
-                JsonText(instead.unwrap_or_else(|| Box::<str>::from(json).into_string()))
+            let mut jsonb = |json| {
+                let (jsonb, tamed) = Jsonb::of(json);
+                altered |= tamed;
+                jsonb
             };
             let cursor = sort.as_ref().filter(|_| !order.is_empty()).map(|values| cursor::encode(&order, values.get()));
-            let row = (rank, score, id, source.map(&mut text), highlight.map(&mut text), sort.map(&mut text));
+            let row = (rank, score, id, source.map(&mut jsonb), highlight.map(&mut jsonb), sort.map(&mut jsonb));
             tamed += u32::from(altered);
             (row.0, row.1, row.2, row.3, row.4, row.5, count, exact, cursor)
         })

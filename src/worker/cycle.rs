@@ -52,6 +52,11 @@ const CHANGES_FIRST: u32 = 3;
 /// When triggers are tried again that could not be put on tables that inherit from the source.
 const HEIRS_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long what is left of a large journal waits for memory, at most, before more of it is read.
+const HOLD: Duration = Duration::from_secs(10);
+/// It does so as long as the journal has no more than so many segments' blocks.
+const HOLD_SEGMENTS: u32 = 4;
+
 /// Pending addresses whose memory is given back when they are worked off.
 const WORTH_GIVING_BACK: usize = 20_000;
 
@@ -89,6 +94,14 @@ pub struct Channel {
     pub owes_beat: bool,
 }
 
+/// A journal that is larger than one poll takes.
+struct Unread {
+    /// When the first of the polls was that did not reach its end, in microseconds since 1970.
+    since: i64,
+    /// The blocks of all segments.
+    blocks: u32,
+}
+
 /// Everything that the worker of a database holds.
 pub struct Worker {
     pub database: &'static Database,
@@ -111,6 +124,8 @@ pub struct Worker {
     wake_reader: WakeReader,
     nonce: String,
     polled_commits: Option<u64>,
+    /// What the last poll left of the journal to the next.
+    unread: Option<Unread>,
     poll_due: Instant,
     polled_at: Instant,
     /// Least time between that poll and the next.
@@ -151,6 +166,7 @@ impl Worker {
             wake_reader,
             nonce: format!("{:016x}", fastrand::u64(..)),
             polled_commits: None,
+            unread: None,
             poll_due: Instant::now(),
             polled_at: Instant::now(),
             poll_pause: Duration::ZERO,
@@ -326,10 +342,10 @@ impl Worker {
                 until = until.min(at);
             }
         }
-        let rest = self.poll_pause.saturating_sub(self.polled_at.elapsed());
+        let rest = if self.holds(now) { HOLD } else { self.poll_pause }.saturating_sub(self.polled_at.elapsed());
         let pausing = !rest.is_zero() && self.polled_commits != Some(self.database.commits());
         if pausing {
-            until = now + rest;
+            until = until.min(now + rest);
         } else if self.poll_failed {
             until = until.min(self.poll_due);
         }
@@ -356,8 +372,25 @@ impl Worker {
         self.database.set_sleeping(false);
     }
 
+    /// True while what is left of the journal stays there until there is room for it, which costs less than to move it to the
+    /// table. Only where there is one sync, which gets on: another would wait for its changes, and a target that is away for long
+    /// is to hold back keys, not the journal. For some time each, so that also a slow one does not.
+    fn holds(&self, now: Instant) -> bool {
+        let mut served = self.runners.values().filter(|runner| !runner.is_parked());
+        let (Some(runner), None) = (served.next(), served.next()) else { return false };
+        self.unread.as_ref().is_some_and(|unread| unread.blocks <= HOLD_SEGMENTS * settings::segment_blocks())
+            && self.polled_at.elapsed() < HOLD
+            && runner.pending.len() > settings::pending_keys() / 2
+            && runner.may_try(now)
+            && matches!(runner.target, super::runner::Target::Ready)
+            && !self.database.is_asked()
+    }
+
     /// Reads the journal if somebody committed, or if it is time.
     fn poll(&mut self) -> bool {
+        if self.holds(Instant::now()) {
+            return false;
+        }
         let commits = self.database.commits();
         if Instant::now() < self.poll_due && (self.poll_failed || self.polled_commits == Some(commits)) {
             return false;
@@ -373,8 +406,9 @@ impl Worker {
             .map(|(&id, runner)| (id, runner.slot.wanted()))
             .filter(|(id, wanted)| *wanted > self.runners[id].wait_seen)
             .collect();
+        let began = self.unread.as_ref().map_or_else(shared::now, |unread| unread.since);
         for runner in self.runners.values_mut() {
-            runner.end_epoch();
+            runner.end_epoch(began);
         }
         self.payloads.clear();
         let (reader, payloads, database) = (&mut self.reader, &mut self.payloads, self.database);
@@ -397,6 +431,8 @@ impl Worker {
         // What is left to be read of a large journal is read next.
         let whole = extents.iter().all(|extent| extent.read);
         self.polled_commits = whole.then_some(commits);
+        let blocks = extents.iter().map(|extent| extent.blocks).sum();
+        self.unread = (!whole).then_some(Unread { since: began, blocks });
         self.poll_failed = false;
         self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
         let found = !self.payloads.is_empty();
@@ -418,11 +454,8 @@ impl Worker {
             }
         }
         let quiet = self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none());
-        let mut late = Payloads::default();
-        self.rotation.turn(&mut self.reader, self.database, &extents, &mut self.runners, quiet, &mut late);
-        if !late.is_empty() {
-            self.payloads = late;
-            self.mark_payloads();
+        if self.rotation.turn(&mut self.reader, self.database, &extents, &mut self.runners, quiet) {
+            self.polled_commits = None;
         }
         found
     }
@@ -682,7 +715,8 @@ impl Worker {
                 refill(runner);
             }
             let queued = runner.pending.has_queued() && !runner.rests(Instant::now());
-            let scanning = runner.scan.is_some() && runner.pending.len() < SCAN_PENDING;
+            let room = SCAN_PENDING.min(settings::backlog_keys() / 2);
+            let scanning = runner.scan.is_some() && runner.pending.len() < room;
             // Changes first; but where they never end, the scan must end all the same.
             let mut from_scan = scanning && (!queued || runner.since_scan >= CHANGES_FIRST);
             if from_scan && !self.scan_may_read(id) {
@@ -980,6 +1014,10 @@ pub fn begin_scan(runner: &mut Runner) {
                 scan.resume(position, runner.sync.rows_done);
             }
             runner.scan = Some(scan);
+            // Of those that were refused, rows may be gone, which neither the source nor the target tells.
+            for address in &runner.dead {
+                runner.pending.mark(address);
+            }
         }
         Err(failed) => runner.back_off(&failed.to_string()),
     }
@@ -1118,9 +1156,18 @@ fn resolve(runner: &mut Runner) -> bool {
             let shape = Some(shape.to_json());
             if sync.layout != Some(layout) || sync.shape != shape {
                 let (id, noted) = (sync.id, shape.clone().unwrap_or_default());
-                if let Err(failed) = transaction(|| store::set_source(id, layout, noted)) {
+                let of_other_types = || {
+                    if retyped.is_some() {
+                        store::forget_dead_letters(id, 0);
+                    }
+                };
+                if let Err(failed) = transaction(|| (store::set_source(id, layout, noted), of_other_types())) {
                     runner.back_off(&failed.to_string());
                     return false;
+                }
+                if retyped.is_some() {
+                    runner.dead.clear();
+                    runner.delete_instead.clear();
                 }
                 runner.sync.layout = Some(layout);
                 runner.sync.shape = shape;
@@ -1145,8 +1192,7 @@ fn resolve(runner: &mut Runner) -> bool {
 /// Moves all that is not on its way from memory to the table.
 pub fn spill(runner: &mut Runner) -> bool {
     let sync = runner.sync.id;
-    let addresses: Vec<&[u8]> = runner.pending.unstored().collect();
-    if let Err(failed) = transaction(|| store::store(sync, &addresses)) {
+    if let Err(failed) = transaction(|| store::store(sync, runner.pending.unstored())) {
         pgrx::warning!("pg_fanout: cannot store the backlog of sync \"{}\": {failed}", runner.sync.name);
         return false;
     }

@@ -6,7 +6,7 @@ use super::runner::Runner;
 use super::shared::{self, Database};
 use super::store;
 use super::transaction::transaction;
-use crate::journal::reader::{Audit, Extent, Payloads, Reader};
+use crate::journal::reader::{Audit, Extent, Reader};
 use crate::settings;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Called after each poll with the sizes of the segments.
+    /// Called after each poll with the sizes of the segments. True if one of them is to be read again.
     pub fn turn(
         &mut self,
         reader: &mut Reader,
@@ -44,22 +44,23 @@ impl Rotation {
         extents: &[Extent],
         runners: &mut BTreeMap<i32, Runner>,
         quiet: bool,
-        late: &mut Payloads,
-    ) {
+    ) -> bool {
         let current = database.segment();
         let size = extents.iter().find(|extent| extent.number == current).map_or(0, |extent| extent.blocks);
         if size >= settings::segment_blocks() || (quiet && size >= QUIET_BLOCKS) {
             self.switch(database, extents, current);
         }
         if self.tried.is_some_and(|tried| tried.elapsed() < PAUSE) {
-            return;
+            return false;
         }
         self.tried = Some(Instant::now());
+        let mut again = false;
         for extent in extents {
             if extent.number != database.segment() && extent.blocks > 0 && extent.read {
-                self.empty(reader, extent.number, runners, late);
+                again |= self.empty(reader, extent.number, runners);
             }
         }
+        again
     }
 
     fn switch(&self, database: &Database, extents: &[Extent], current: u32) {
@@ -78,7 +79,8 @@ impl Rotation {
         }
     }
 
-    fn empty(&mut self, reader: &mut Reader, number: u32, runners: &mut BTreeMap<i32, Runner>, late: &mut Payloads) {
+    /// Empties a segment if all in it is settled. True if it is to be read again instead.
+    fn empty(&mut self, reader: &mut Reader, number: u32, runners: &mut BTreeMap<i32, Runner>) -> bool {
         let found = reader.found(number);
         let known = self.sealed.iter().position(|sealed| sealed.number == number);
         let place = match known {
@@ -95,7 +97,7 @@ impl Rotation {
         };
         // What is to be noted durably of these addresses is not noted yet.
         if runners.values().any(|runner| runner.wanted.is_some()) {
-            return;
+            return false;
         }
         let sealed = &self.sealed[place];
         for &(id, epoch) in &sealed.epochs {
@@ -105,15 +107,19 @@ impl Rotation {
             }
             // A sync that is behind must hold back neither the journal nor the others.
             if sealed.since.elapsed() < PATIENCE || !spill(runner) || !runner.pending.is_done(epoch) {
-                return;
+                return false;
             }
         }
-        let outcome = transaction(|| reader.audit(number, late));
-        match outcome {
-            Ok(Audit::Truncated) => self.sealed.retain(|sealed| sealed.number != number),
-            Ok(Audit::Locked) => {}
-            Ok(Audit::Late) => self.sealed.retain(|sealed| sealed.number != number),
-            Err(failed) => pgrx::warning!("pg_fanout: cannot empty journal segment {number}: {failed}"),
-        }
+        let again = match transaction(|| reader.audit(number)) {
+            Ok(Audit::Truncated) => false,
+            Ok(Audit::Again) => true,
+            Ok(Audit::Locked) => return false,
+            Err(failed) => {
+                pgrx::warning!("pg_fanout: cannot empty journal segment {number}: {failed}");
+                return false;
+            }
+        };
+        self.sealed.retain(|sealed| sealed.number != number);
+        again
     }
 }

@@ -6,7 +6,7 @@ use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
 use super::rhythm;
 use super::scan::{Ids, Scan};
-use super::shared::{self, ScanState, SyncSlot, SyncState};
+use super::shared::{ScanState, SyncSlot, SyncState};
 use super::strikes::{self, Verdict};
 use crate::catalog::{Kind, Phase, Sync, Templates};
 use crate::document::{Plans, Related, Source};
@@ -433,10 +433,11 @@ impl Runner {
         }
     }
 
-    /// The epoch of all that is marked until now ends, if there is anything in it.
-    pub fn end_epoch(&mut self) {
+    /// The epoch of all that is marked until now ends, if there is anything in it. What the next gets was committed after `began`
+    /// (microseconds since 1970), as far as is known.
+    pub fn end_epoch(&mut self, began: i64) {
         if self.pending.epoch_in_use() {
-            self.pending.next_epoch(shared::now());
+            self.pending.next_epoch(began);
         }
     }
 }

@@ -317,6 +317,11 @@ pub fn databases() -> impl Iterator<Item = &'static Database> {
 }
 
 impl Database {
+    /// True if a backend waits for the worker to tell what it knows of an address.
+    pub fn is_asked(&self) -> bool {
+        self.questions.load(SeqCst) > 0
+    }
+
     /// The database's OID.
     pub fn oid(&self) -> pg_sys::Oid {
         pg_sys::Oid::from(self.oid.load(Acquire))

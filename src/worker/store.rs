@@ -127,13 +127,18 @@ pub fn remove_dead_letters(sync: i32, addresses: &[Vec<u8>]) {
 }
 
 /// Stores addresses outside the journal and the worker's memory.
-pub fn store(sync: i32, addresses: &[&[u8]]) {
-    for slice in addresses.chunks(10_000) {
-        run(
-            "INSERT INTO fanout.pending (sync_id, address, whole) \
-             SELECT $1, fanout.place(a), nullif(a, fanout.place(a)) FROM pg_catalog.unnest($2) AS a WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING",
-            &[sync.into(), slice.to_vec().into()],
-        );
+pub fn store<'a>(sync: i32, mut addresses: impl Iterator<Item = &'a [u8]>) {
+    const SQL: &str = "INSERT INTO fanout.pending (sync_id, address, whole) \
+        SELECT $1, fanout.place(a), nullif(a, fanout.place(a)) FROM pg_catalog.unnest($2) AS a \
+        WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING";
+    loop {
+        let slice: Vec<&[u8]> = addresses.by_ref().take(10_000).collect();
+        if slice.is_empty() {
+            return;
+        }
+        // Made in here, the array is freed with the connection; else it would stay until the transaction ends.
+        Spi::connect_mut(|client| client.update(SQL, None, &[sync.into(), slice.into()]).map(|_| ()))
+            .unwrap_or_else(|error| error!("cannot keep the state of a sync: {error}"));
     }
 }
 

@@ -7,7 +7,9 @@ on_each_engine!(
     a_refused_document_holds_up_no_other,
     a_later_change_of_the_row_tries_it_anew,
     retry_delivers_once_the_index_takes_it,
-    on_reject_delete_removes_the_old_document
+    on_reject_delete_removes_the_old_document,
+    a_reconcile_settles_those_of_rows_that_are_gone,
+    those_of_a_key_that_gets_another_type_are_found_anew
 );
 
 /// A table whose `code` is text, indexed as a number.
@@ -103,4 +105,40 @@ fn the_oldest_dead_letters_are_forgotten_past_the_bound() {
     assert_eq!((found[0][2].as_deref(), found[0][5].as_deref()), (Some("151"), Some("100")), "{found:?}");
     world.db.exec("ALTER SYSTEM RESET fanout.dead_letters");
     world.db.exec("SELECT pg_reload_conf()");
+}
+
+/// Of a row that never came to the target, neither side tells that it is gone.
+fn a_reconcile_settles_those_of_rows_that_are_gone(world: &mut World, engine: &Engine) {
+    let sync = coded(world, engine, "");
+    world.db.exec("UPDATE part SET code = 'wrong' WHERE id = 7; INSERT INTO part VALUES (99, 'wrong'), (100, 'wrong')");
+    settle(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "3");
+    // Noted by nobody.
+    world.db.exec("BEGIN; SET LOCAL fanout.bulk_load = on; DELETE FROM part WHERE id IN (7, 99); COMMIT");
+    settle(world, &sync);
+    let left = world.db.column(&format!("SELECT id FROM fanout.dead_letters WHERE sync = '{sync}'"));
+    assert_eq!(left, ["100"]);
+    world.db.exec("DELETE FROM part WHERE id = 100");
+    assert_in_step(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "0");
+}
+
+/// What was noted of them is a value of the old type.
+fn those_of_a_key_that_gets_another_type_are_found_anew(world: &mut World, engine: &Engine) {
+    world.db.exec(
+        "CREATE TABLE part (id text PRIMARY KEY, code text);
+         INSERT INTO part SELECT i, i::text FROM generate_series(1, 50) AS i",
+    );
+    let sync = world.index_table("part", engine, r#", mapping => '{"code": {"type": "integer"}}'"#);
+    assert_in_step(world, &sync);
+    world.db.exec("UPDATE part SET code = 'wrong' WHERE id IN ('7', '8')");
+    settle(world, &sync);
+    assert_eq!(world.status(&sync, "dead_letters"), "2");
+    world.db.exec("ALTER TABLE part ALTER id TYPE numeric USING id::numeric");
+    settle(world, &sync);
+    let left = format!("SELECT id FROM fanout.dead_letters WHERE sync = '{sync}' ORDER BY id");
+    assert_eq!(world.db.column(&left), ["7", "8"]);
+    world.db.exec("UPDATE part SET code = id WHERE id < 9");
+    assert_in_step(world, &sync);
+    assert!(world.db.column(&left).is_empty());
 }

@@ -11,7 +11,8 @@ on_each_engine!(
     nothing_that_a_visitor_types_throws,
     what_cannot_be_done_is_refused,
     a_server_is_found_by_its_name,
-    what_is_found_is_the_jsonb_that_postgresql_makes
+    what_is_found_is_the_jsonb_that_postgresql_makes,
+    a_transaction_that_only_looks_gets_no_number
 );
 
 /// 300 products, searchable. Returns the sync, which is what es_search() takes.
@@ -24,6 +25,29 @@ fn catalogue(world: &mut World, engine: &Engine) -> String {
     let sync = world.index_table("product", engine, ", search_fields => '{name}'");
     world.wait(&sync);
     sync
+}
+
+/// A standby could not give it one, nor could a query with parallel workers.
+fn a_transaction_that_only_looks_gets_no_number(world: &mut World, engine: &Engine) {
+    let sync = catalogue(world, engine);
+    let looks = [
+        "SELECT count(*) FROM fanout.status".to_owned(),
+        format!("SELECT count(*) FROM es_search('{sync}', 'boot')"),
+        format!("SELECT count(*) FROM es_rows(NULL::product, '{sync}', 'boot')"),
+        format!("SELECT es_count('{sync}', 'boot')"),
+    ];
+    world.db.exec(
+        "BEGIN; SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0;
+         SET LOCAL min_parallel_table_scan_size = 0",
+    );
+    let beside = "(SELECT count(*) FROM product)";
+    assert!(world.db.column(&format!("EXPLAIN SELECT {beside}")).concat().contains("Gather"));
+    for look in looks {
+        assert_ne!(world.db.value(&look), "0", "{look}");
+        assert_ne!(world.db.value(&format!("SELECT ({look}) + {beside}")), "0", "{look}");
+        assert_eq!(world.db.value("SELECT pg_current_xact_id_if_assigned() IS NULL"), "t", "{look}");
+    }
+    world.db.exec("COMMIT");
 }
 
 fn hits_join_with_their_rows(world: &mut World, engine: &Engine) {

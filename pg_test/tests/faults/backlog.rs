@@ -49,6 +49,37 @@ fn a_backlog_past_its_bound_is_reconciled_by_itself() {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
 }
 
+/// What is too much for memory stays in the journal while the only sync gets on: it is not written a second time, and does not
+/// look younger than it is.
+#[test]
+fn more_keys_than_memory_holds_wait_in_the_journal() {
+    let mut world = World::alone("wait_in_journal");
+    world.db.exec(
+        "CREATE TABLE tick (id bigint PRIMARY KEY, n int) WITH (fillfactor = 50);
+         INSERT INTO tick SELECT i, 0 FROM generate_series(1, 600000) AS i",
+    );
+    let sync = world.cache_table("tick", "");
+    assert_in_step(&mut world, &sync);
+    let begun = Instant::now();
+    world.db.exec("UPDATE tick SET n = 1");
+    let committed = Instant::now();
+    let behind = format!("SELECT extract(epoch FROM lag) FROM fanout.status WHERE sync = '{sync}' AND pending > 0");
+    let (mut stored, mut seen) = (0, 0);
+    while world.try_wait(&sync, "100ms").is_err() {
+        stored = stored.max(world.db.value("SELECT count(*) FROM fanout.pending").parse().expect("a number"));
+        let (early, lags) = (committed.elapsed().as_secs_f64(), world.db.column(&behind));
+        let late = begun.elapsed().as_secs_f64();
+        for lag in lags.iter().map(|lag| lag.parse::<f64>().expect("a number")) {
+            // The status is written four times a second, or less where the worker is busy.
+            assert!(lag > early - 3.0 && lag < late + 0.1, "{lag} s, committed {early} to {late} s ago");
+            seen += 1;
+        }
+    }
+    assert!(seen > 3, "{seen} samples");
+    assert_eq!(stored, 0);
+    assert_in_step(&mut world, &sync);
+}
+
 #[test]
 fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
     let mut world = World::alone("old_transaction");

@@ -91,6 +91,8 @@ fn a_standby_sends_nothing_and_goes_on_once_it_is_promoted_and_alone() {
     let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_fanout worker'";
     assert_eq!(db.value(workers), "0");
     assert_eq!(db.value("SELECT count(*) FROM fanout.sync"), "2");
+    assert_eq!(db.value("SELECT count(*) FROM fanout.status"), "2");
+    assert_eq!(db.value("SELECT count(*) FROM es_search('product', size => 1)"), "1");
     // Promoted beside its living primary it touches nothing.
     db.exec("SELECT pg_promote()");
     wait_until_blocked(&mut db, &syncs);

@@ -2,10 +2,10 @@
 
 use super::field::{self, Element};
 use crate::catalog::acting::privileged;
-use crate::catalog::ours;
+use crate::catalog::{first, ours};
 use crate::error::failure;
+use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::{Spi, pg_sys};
 use serde_json::{Map, Value, json};
 
 /// Type → what its columns are to be.
@@ -53,15 +53,12 @@ pub fn check(types: Map<String, Value>) -> Map<String, Value> {
 
 fn resolve(name: &str) -> Option<String> {
     let sql = "SELECT t.typname::text FROM pg_catalog.pg_type t WHERE t.oid = pg_catalog.to_regtype($1)";
-    ours(Spi::get_one_with_args::<String>(sql, &[name.into()]).or_else(|error| match error {
-        pgrx::spi::Error::InvalidPosition => Ok(None),
-        error => Err(error),
-    }))
+    ours(first::<String>(sql, &[name.into()]))
 }
 
 fn internal_name(type_oid: pg_sys::Oid) -> Option<String> {
     let sql = "SELECT t.typname::text FROM pg_catalog.pg_type t WHERE t.oid = $1";
-    privileged(|| Spi::get_one_with_args::<String>(sql, &[type_oid.into()])).ok().flatten()
+    privileged(|| first::<String>(sql, &[type_oid.into()])).ok().flatten()
 }
 
 /// The field for values of a type of which somebody chose what they are to be. A field type alone gets the parameters
