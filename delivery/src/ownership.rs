@@ -21,11 +21,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
+
 /// The index in a search engine that holds the control documents.
 pub const CONTROL_INDEX: &str = "pg_fanout_control";
 
 /// What the control keys in Redis begin with; the target's name follows.
 pub const CONTROL_KEY_PREFIX: &str = "pg_fanout:control:";
+
+/// Control documents that are renewed together.
+const BEATS: usize = 500;
 
 /// A wish to own a target.
 #[derive(Debug, Clone)]
@@ -153,6 +158,25 @@ impl Ownership {
     pub(crate) fn with_fence(&self, fence: Fence) -> Ownership {
         Ownership { fence, ..self.clone() }
     }
+}
+
+/// Renews ownerships, many together where nothing has changed behind our back. One outcome for each. `together` gives the new
+/// fences of those that could be written; why another could not, `alone` tells.
+pub(crate) fn heartbeats<T>(
+    target: &mut T,
+    ownerships: &[Ownership],
+    together: impl Fn(&mut T, &[Ownership]) -> Result<Vec<Option<Fence>>>,
+    alone: impl Fn(&mut T, &Ownership) -> Result<Heartbeat>,
+) -> Result<Vec<Result<Heartbeat>>> {
+    let mut outcomes = Vec::with_capacity(ownerships.len());
+    for some in ownerships.chunks(BEATS) {
+        let renewed = together(target, some)?;
+        outcomes.extend(some.iter().zip(renewed).map(|(ownership, fence)| match fence {
+            Some(fence) => Ok(Heartbeat::Kept(ownership.with_fence(fence))),
+            None => alone(target, ownership),
+        }));
+    }
+    Ok(outcomes)
 }
 
 /// Who feeds a target, for people to read.

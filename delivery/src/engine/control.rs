@@ -7,13 +7,10 @@ use serde_json::json;
 use super::Engine;
 use super::http::{NDJSON, Request, parsed, refusal, refusal_type, segment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ownership::{CONTROL_INDEX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
+use crate::ownership::{self, CONTROL_INDEX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
 /// Attempts of a claim against others that change the document at the same time.
 const ATTEMPTS: usize = 5;
-
-/// Control documents that are renewed with one request.
-const BEATS: usize = 500;
 
 struct Read {
     control: Control,
@@ -45,18 +42,14 @@ impl Engine {
         Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
     }
 
-    /// Renews ownerships, in one bulk request where nothing has changed behind our back. One outcome for each.
+    /// Renews ownerships, in bulk requests where nothing has changed behind our back. One outcome for each.
     pub fn heartbeats(&self, ownerships: &[Ownership]) -> Result<Vec<Result<Heartbeat>>> {
-        let mut outcomes = Vec::with_capacity(ownerships.len());
-        for some in ownerships.chunks(BEATS) {
-            let renewed = self.renew(some)?;
-            outcomes.extend(some.iter().zip(renewed).map(|(ownership, fence)| match fence {
-                Some(fence) => Ok(Heartbeat::Kept(ownership.with_fence(fence))),
-                // Why, a request of its own tells.
-                None => self.heartbeat(ownership),
-            }));
-        }
-        Ok(outcomes)
+        ownership::heartbeats(
+            &mut &*self,
+            ownerships,
+            |engine, some| engine.renew(some),
+            |engine, one| engine.heartbeat(one),
+        )
     }
 
     /// The new fences of those control documents that could be written.

@@ -4,13 +4,10 @@ use redis::Value;
 
 use super::RedisTarget;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ownership::{CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
+use crate::ownership::{self, CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
 /// Attempts against others that change the key at the same time.
 const ATTEMPTS: usize = 5;
-
-/// Control keys that are renewed with one transaction.
-const BEATS: usize = 500;
 
 impl RedisTarget {
     /// Claims a target; see [`crate::ownership`].
@@ -40,21 +37,10 @@ impl RedisTarget {
         Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
     }
 
-    /// Renews ownerships, in one transaction where nothing has changed behind our back. One outcome for each; see
+    /// Renews ownerships, in transactions of many where nothing has changed behind our back. One outcome for each; see
     /// [`Self::heartbeat`].
     pub fn heartbeats(&mut self, ownerships: &[Ownership]) -> Result<Vec<Result<Heartbeat>>> {
-        let mut outcomes = Vec::with_capacity(ownerships.len());
-        for some in ownerships.chunks(BEATS) {
-            let renewed = self.renew(some)?;
-            for (ownership, fence) in some.iter().zip(renewed) {
-                outcomes.push(match fence {
-                    Some(fence) => Ok(Heartbeat::Kept(ownership.with_fence(fence))),
-                    // Why, a transaction of its own tells.
-                    None => self.heartbeat(ownership),
-                });
-            }
-        }
-        Ok(outcomes)
+        ownership::heartbeats(self, ownerships, Self::renew, Self::heartbeat)
     }
 
     /// The new fences of those control keys that could be written.
