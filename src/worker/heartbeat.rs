@@ -28,7 +28,8 @@ pub fn tend(worker: &mut Worker) {
         worker.channels.iter_mut().for_each(|channel| channel.owes_beat = true);
     }
     for place in 0..worker.channels.len() {
-        if !worker.channels[place].owes_beat {
+        // A full queue may last for many turns: the ownerships are gathered when there is room for them.
+        if !worker.channels[place].owes_beat || worker.channels[place].senders.is_full() {
             continue;
         }
         let senders = Rc::clone(&worker.channels[place].senders);

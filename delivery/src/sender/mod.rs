@@ -245,6 +245,11 @@ impl Senders {
         })
     }
 
+    /// Whether [`Self::try_send`] would give a job back: what is much work to gather need not be gathered for nothing.
+    pub fn is_full(&self) -> bool {
+        self.jobs.is_full()
+    }
+
     /// Jobs taken whose report has not been sent yet.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Acquire)
@@ -661,7 +666,9 @@ mod tests {
         senders.try_send(Job { tag: 0, kind: bulk() }).unwrap();
         thread::sleep(Duration::from_millis(200));
         senders.try_send(Job { tag: 1, kind: bulk() }).unwrap();
+        assert!(!senders.is_full());
         senders.try_send(Job { tag: 2, kind: bulk() }).unwrap();
+        assert!(senders.is_full());
         assert_eq!(senders.try_send(Job { tag: 3, kind: bulk() }).unwrap_err().tag, 3);
         assert_eq!(senders.in_flight(), 3);
         assert!(!senders.stop(Instant::now() + Duration::from_millis(50)), "one is still waiting for its reply");
