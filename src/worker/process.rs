@@ -313,11 +313,11 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
         }
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"starting".as_ptr());
     }
-    let Some(database) = MINE.get() else { leave(WorkerState::None) };
     await_version();
     if !installed() || !become_worker_role() {
         leave(WorkerState::None);
     }
+    let Some(database) = MINE.get() else { leave(WorkerState::None) };
     strikes::open(oid);
     let commits = database.commits();
     match Worker::start(database) {
