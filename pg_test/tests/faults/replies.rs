@@ -87,14 +87,18 @@ fn a_batch_that_is_too_large_is_halved_and_the_limit_remembered(world: &mut Worl
     in_step_again(world, &sync);
     let after = proxies.of(engine).faults() - before;
     assert!(after <= 4, "the limit was forgotten: {after} refusals");
-    // One document that is too large alone is a dead letter, and holds up no other.
+    one_too_large_holds_up_no_other(world, &sync);
+}
+
+/// One document that is too large alone is a dead letter, until it is short again.
+fn one_too_large_holds_up_no_other(world: &mut World, sync: &str) {
     world.db.exec("UPDATE product SET name = CASE WHEN id = 77 THEN repeat('long ', 30000) ELSE 'third' END");
     eventually("the large one is a dead letter", Duration::from_secs(90), || {
-        world.status(&sync, "dead_letters") == "1" && differences(world, &sync).len() == 1
+        world.status(sync, "dead_letters") == "1" && differences(world, sync).len() == 1
     });
     world.db.exec("UPDATE product SET name = 'short' WHERE id = 77");
-    in_step_again(world, &sync);
-    assert_eq!(world.status(&sync, "dead_letters"), "0");
+    in_step_again(world, sync);
+    assert_eq!(world.status(sync, "dead_letters"), "0");
 }
 
 /// What a gateway does that gives its 413 to nobody.
@@ -115,14 +119,7 @@ fn a_connection_that_breaks_above_a_size_is_no_end(world: &mut World, engine: &E
     }
     let after = proxies.of(engine).faults() - before;
     assert!(after <= 5, "the limit was forgotten: {after} connections broke");
-    // One document that is too large alone is a dead letter, and holds up no other.
-    world.db.exec("UPDATE product SET name = CASE WHEN id = 77 THEN repeat('long ', 30000) ELSE 'third' END");
-    eventually("the large one is a dead letter", Duration::from_secs(90), || {
-        world.status(&sync, "dead_letters") == "1" && differences(world, &sync).len() == 1
-    });
-    world.db.exec("UPDATE product SET name = 'short' WHERE id = 77");
-    in_step_again(world, &sync);
-    assert_eq!(world.status(&sync, "dead_letters"), "0");
+    one_too_large_holds_up_no_other(world, &sync);
     // All alone, too.
     world.db.exec("UPDATE product SET name = repeat('long ', 30000) WHERE id = 78");
     eventually("it is a dead letter", Duration::from_secs(90), || world.status(&sync, "dead_letters") == "1");
