@@ -173,6 +173,14 @@ impl World {
         self.db.try_exec(&format!("SELECT fanout.wait('{sync}', '{timeout}')"))
     }
 
+    /// Ends the worker of the database, in order. Another one is started.
+    pub fn end_worker(&mut self) {
+        self.db.exec(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
+        );
+    }
+
     /// A document of this test's index for a table. It has to be there.
     pub fn document(&self, engine: &Engine, table: &str, id: &str) -> Value {
         let document = engine.document(&self.index_name(table), id);

@@ -276,10 +276,7 @@ fn objects_of_another_version_stop_delivery_and_no_writer() {
     };
     // As after an upgrade of the package, which ends with a restart of the server.
     becomes(&mut world, "0.0.9");
-    world.db.exec(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
-    );
+    world.end_worker();
     world.db.exec("UPDATE product SET name = 'meanwhile'; DELETE FROM product WHERE id = 7");
     eventually("status says it", Duration::from_secs(20), || {
         world.status(&sync, "state") == "library of another version"

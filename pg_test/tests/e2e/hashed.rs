@@ -208,7 +208,7 @@ fn reconciles_beside_writers_lose_nothing(world: &mut World, engine: &Engine) {
         world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
         std::thread::sleep(Duration::from_millis(1200));
         // It goes on where it was.
-        world.db.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type LIKE 'pg_fanout%' AND datname = current_database()");
+        world.end_worker();
         std::thread::sleep(Duration::from_millis(500));
     }
     for writer in writers {

@@ -78,11 +78,8 @@ fn a_copy_of_the_servers_files_writes_nothing_until_it_adopts_the_target() {
     }
     copy.exec("DELETE FROM product WHERE id > 10; UPDATE product SET name = 'copy'");
     // The original goes on, its next worker too, and that at once.
-    world.db.exec(
-        "UPDATE product SET name = 'original';
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE datname = current_database() AND backend_type = 'pg_fanout worker'",
-    );
+    world.db.exec("UPDATE product SET name = 'original'");
+    world.end_worker();
     let began = Instant::now();
     assert_in_step(&mut world, &index);
     assert_in_step(&mut world, &cache);

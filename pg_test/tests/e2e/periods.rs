@@ -27,9 +27,6 @@ const MONTH: &str = "CASE WHEN isfinite(placed_at) AND placed_at >= '0001-01-01+
 
 const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, placed_at timestamptz, total int)";
 
-const END_WORKER: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE backend_type LIKE 'pg_fanout%' AND datname = current_database()";
-
 /// Of each document that searches by the alias find: its id and its index. A document in two indices is an error.
 fn found(world: &World, engine: &Engine) -> BTreeMap<String, String> {
     let alias = world.index_name("orders");
@@ -99,7 +96,7 @@ fn documents_follow_their_rows_from_period_to_period(world: &mut World, engine: 
     }
     for round in 0..12 {
         if round % 5 == 4 {
-            world.db.exec(END_WORKER);
+            world.end_worker();
         }
         for _ in 0..dice.below(25) + 1 {
             let (id, month, seconds) = (dice.below(400), dice.below(9), dice.below(31 * 86_400));
@@ -268,7 +265,7 @@ fn a_deleted_index_is_made_and_filled_again(world: &mut World, engine: &Engine) 
     assert_in_place(world, engine, &sync, MONTH);
     // Nothing writes there, and the worker learns of it when it begins anew.
     engine.ask("DELETE", &february, None);
-    world.db.exec(END_WORKER);
+    world.end_worker();
     eventually("the index is filled again", Duration::from_secs(40), || {
         engine.exists(&february[1..]) && world.status(&sync, "state") == "live"
     });
@@ -462,7 +459,7 @@ fn an_index_that_left_the_alias_comes_back(world: &mut World, engine: &Engine) {
             let remove = json!({"index": format!("{}-fanout-2-{month}", world.index_name("orders")), "alias": alias});
             engine.ask("POST", "/_aliases", Some(json!({"actions": [{ "remove": remove }]})));
         }
-        world.db.exec(END_WORKER);
+        world.end_worker();
         eventually("it is behind the alias again", Duration::from_secs(30), || {
             found(world, engine).len() == 100 && world.status(&sync, "state") == "live"
         });
@@ -501,7 +498,7 @@ fn rows_that_need_too_many_indices_keep_no_others_waiting(world: &mut World, eng
         world.db.exec("INSERT INTO orders VALUES (1, '2024-01-01', 1)");
         let sync = world.index_table("orders", engine, ", period => '${placed_at:month}'");
         assert_in_place(world, engine, &sync, MONTH);
-        world.db.exec(END_WORKER);
+        world.end_worker();
         world.db.exec("INSERT INTO orders SELECT n, '2024-03-01', 1 FROM generate_series(1001, 1200) n");
         eventually("the sync is blocked", Duration::from_secs(20), || world.status(&sync, "state") == "blocked");
         world.db.exec("UPDATE orders SET total = 2 WHERE id = 1");

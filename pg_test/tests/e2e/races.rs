@@ -186,10 +186,7 @@ fn a_worker_starts_beside_a_sync_whose_table_is_gone() {
     let gone = world.cache_table("product", "");
     world.wait(&gone);
     world.db.exec("CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1); DROP TABLE product");
-    world.db.exec(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE backend_type = 'pg_fanout worker' AND datname = current_database()",
-    );
+    world.end_worker();
     let sync = world.cache_table("other", "");
     assert_in_step(&mut world, &sync);
     assert_eq!(world.status(&gone, "state"), "blocked");

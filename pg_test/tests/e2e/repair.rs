@@ -134,10 +134,7 @@ fn a_reconcile_that_is_interrupted_forgets_nothing(world: &mut World, engine: &E
         assert_eq!(world.db.value(&phase), "reconcile");
         std::thread::sleep(Duration::from_millis(20));
     }
-    world.db.exec(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
-    );
+    world.end_worker();
     block(false);
     in_step_soon(world, &sync);
 }

@@ -82,7 +82,7 @@ fn settings_of_the_writer_change_no_document(world: &mut World, engine: &Engine)
     world.db.exec("UPDATE public.thing SET words = 'again'");
     assert_in_step(world, &index);
     // The worker's session too, when it starts with these settings.
-    world.db.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'");
+    world.end_worker();
     world.db.exec("UPDATE public.thing SET words = 'and again'");
     assert_in_step(world, &index);
 }

@@ -107,10 +107,7 @@ fn what_was_altered_while_the_target_was_away_is_not_forgotten() {
         world.db.exec("INSERT INTO event VALUES (5000, 2, 'n') ON CONFLICT (id, month) DO UPDATE SET note = 'm'");
         eventually("the target is missed", Duration::from_secs(20), || world.status(&index, "state") == "retrying");
         world.db.exec(statement);
-        world.db.exec(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
-        );
+        world.end_worker();
         proxies.calm();
         in_step_again(&mut world, &index);
     }

@@ -146,10 +146,7 @@ fn settings_of_the_whole_server_change_nothing() {
     world.reconnect();
     world.db.exec("SET default_transaction_read_only = off");
     world.db.exec("UPDATE product SET price = 3");
-    world.db.exec(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-         WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
-    );
+    world.end_worker();
     world.db.exec("UPDATE product SET made = made - interval '1 year'");
     assert_in_step(&mut world, &sync);
 }

@@ -67,10 +67,7 @@ fn storm(seed: u64) {
                 oracle.check(&mut world);
                 oracle.start(&world, &mut dice);
             }
-            1 | 2 => world.db.exec(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                 WHERE datname = current_database() AND backend_type LIKE 'pg_fanout%'",
-            ),
+            1 | 2 => world.end_worker(),
             // A target is not there at all for a while.
             3 => proxies.all()[dice.below(3) as usize].refuse(true),
             _ => {}
