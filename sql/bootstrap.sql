@@ -111,6 +111,41 @@ COMMENT ON TABLE fanout.pending IS 'addresses that a sync has not acknowledged a
 COMMENT ON COLUMN fanout.pending.address IS 'the address, or what stands for a long one: fanout.place()';
 COMMENT ON COLUMN fanout.pending.whole IS 'the address itself where another stands for it';
 
+CREATE TABLE fanout.verification (
+    sync_id     int NOT NULL REFERENCES fanout.sync ON DELETE CASCADE,
+    run         uuid NOT NULL,
+    saved_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    definition  jsonb NOT NULL,
+    stage       text NOT NULL CHECK (stage IN ('rows', 'ids', 'suspects')),
+    position    bytea,
+    cursor      text,
+    server_run  text,
+    suspects    bytea[] NOT NULL,
+    digests     bytea NOT NULL,
+    incomplete  boolean NOT NULL,
+    begun       bigint NOT NULL,
+    rows        bigint NOT NULL,
+    documents   bigint NOT NULL,
+    missing     bigint NOT NULL,
+    extra       bigint NOT NULL,
+    different   bigint NOT NULL,
+    dead        bigint NOT NULL,
+    unsettled   bigint NOT NULL,
+    repaired    bigint NOT NULL,
+    differences jsonb NOT NULL,
+    PRIMARY KEY (sync_id, run)
+);
+COMMENT ON TABLE fanout.verification IS 'how far a run of fanout.verify() is, noted every few seconds; another goes on there with resume => true';
+COMMENT ON COLUMN fanout.verification.definition IS 'the sync and the call as they were: if they are others now, nobody can go on';
+COMMENT ON COLUMN fanout.verification.stage IS 'rows: of the table; ids: of the target; suspects: what differed is looked at again';
+COMMENT ON COLUMN fanout.verification.position IS 'all rows before it are compared';
+COMMENT ON COLUMN fanout.verification.cursor IS 'all ids of the target before it are compared';
+COMMENT ON COLUMN fanout.verification.server_run IS 'the run of Redis that the cursor is of';
+COMMENT ON COLUMN fanout.verification.suspects IS 'addresses that differed once';
+COMMENT ON COLUMN fanout.verification.digests IS 'of rows whose ids are hashes';
+COMMENT ON COLUMN fanout.verification.incomplete IS 'some rows may be missing among the digests';
+COMMENT ON COLUMN fanout.verification.begun IS 'when it began, microseconds since 1970: versions that were issued later are higher';
+
 CREATE TABLE fanout.clock (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     reserved  bigint NOT NULL
@@ -145,6 +180,7 @@ COMMENT ON TABLE fanout.journal_2 IS 'a segment of the journal';
 GRANT SELECT, UPDATE, DELETE ON fanout.sync TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.relation TO fanout_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON fanout.dead_letter, fanout.pending TO fanout_worker;
+GRANT SELECT, DELETE ON fanout.verification TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.clock TO fanout_worker;
 GRANT SELECT, INSERT, UPDATE ON fanout.home TO fanout_worker;
 

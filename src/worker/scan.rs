@@ -83,8 +83,8 @@ impl Scan {
         }
     }
 
-    /// Goes on from a saved position, if it is of the same files.
-    pub fn resume(&mut self, position: &[u8], rows: i64) {
+    /// Goes on from a saved position, if it is of the same files; true if so.
+    pub fn resume(&mut self, position: &[u8], rows: i64) -> bool {
         if let (Some(files), Some(block)) = (position.first_chunk::<8>(), position.last_chunk::<4>())
             && let Some(fence) = position.get(8..16).and_then(|fence| fence.try_into().ok()).map(u64::from_le_bytes)
             && position.len() == 20
@@ -94,7 +94,9 @@ impl Scan {
             self.orphans = if fence == 0 { Orphans::None } else { Orphans::Fenced(fence) };
             self.rows = rows;
             self.ids = Ids::Done;
+            return true;
         }
+        false
     }
 
     /// The source has so many blocks by now.

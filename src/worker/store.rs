@@ -13,7 +13,10 @@ fn run(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> usize {
 pub fn set_phase(sync: &Sync, phase: Phase, rows: Option<i64>) -> bool {
     let sql = "UPDATE fanout.sync SET phase = $2, position = NULL, rows_done = coalesce($3, 0), \
         rows_total = $3 WHERE sync_id = $1 AND request = $4 AND phase <> 'drop'";
-    run(sql, &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()]) == 1
+    let noted = run(sql, &[sync.id.into(), phase.as_str().into(), rows.into(), sync.request.into()]) == 1;
+    // All is delivered anew, or was: what was compared is not so any more.
+    run("DELETE FROM fanout.verification WHERE sync_id = $1", &[sync.id.into()]);
+    noted
 }
 
 /// Notes of what types the addresses are that may be pending, and what the source looks like.

@@ -82,6 +82,16 @@ pub struct IdPage {
     pub cursor: Option<String>,
 }
 
+impl IdPage {
+    /// Leaves the first so many ids.
+    fn truncate(&mut self, ids: usize) {
+        self.indices.truncate(ids);
+        self.routings.truncate(ids);
+        self.versions.truncate(ids);
+        self.ids.truncate(ids);
+    }
+}
+
 /// Whether a total is exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TotalRelation {

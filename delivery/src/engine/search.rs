@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::http::{JSON, Reply, Request, parsed, refusal, segment};
 use super::index::pattern;
@@ -17,6 +17,13 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long a scan survives between two pages.
 const SCROLL: &str = "5m";
+
+/// What a page of ids has of the reply.
+const ID_FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._index,hits.hits._id,\
+    hits.hits._routing,hits.hits._version";
+
+/// Hits that engines give at once, at most.
+const MOST_HITS: usize = 10_000;
 
 #[derive(Deserialize)]
 struct Answer {
@@ -228,14 +235,12 @@ impl Engine {
     /// snapshot of it: a document that was written but is not searchable yet must not be missed. It is kept for five minutes after each page: [`crate::ErrorKind::NotFound`] if it expired.
     /// `size` is at most 10,000.
     pub fn scan_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
-        const FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.failed,hits.hits._index,hits.hits._id,\
-            hits.hits._routing,hits.hits._version";
         let reply = match cursor {
             None => {
                 self.refresh(index)?;
                 let path = format!(
                     "/{}/_search?scroll={SCROLL}&allow_partial_search_results=false&ignore_unavailable=false\
-                     &allow_no_indices=false&{FILTER}",
+                     &allow_no_indices=false&{ID_FILTER}",
                     pattern(index)?
                 );
                 let body = json!({
@@ -244,7 +249,7 @@ impl Engine {
                 self.http.ask(&Request::new(Method::POST, &path).json(&body))?
             }
             Some(cursor) => {
-                let path = format!("/_search/scroll?{FILTER}");
+                let path = format!("/_search/scroll?{ID_FILTER}");
                 let body = json!({"scroll": SCROLL, "scroll_id": cursor});
                 self.http.ask(&Request::new(Method::POST, &path).json(&body))?
             }
@@ -262,6 +267,74 @@ impl Engine {
             return Err(Error::new(ErrorKind::Protocol, "a page of ids came without a scroll id"));
         }
         Ok(page)
+    }
+
+    /// All ids of an index in the order in which their documents were written, page by page, up to what was written when the
+    /// first page was asked for. The engine keeps nothing meanwhile: a cursor says itself how far the listing is, and is good
+    /// for as long as the index is. A document that is written while it is listed may be left out. It costs more than
+    /// [`Engine::scan_ids`].
+    ///
+    /// Each shard counts what is written there, and a document that is written again comes last: so none is missed that stays
+    /// as it is, as long as one copy of the shard is asked. A page ends before the number of its last hit: other shards may
+    /// have more documents with that one.
+    pub fn list_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
+        let (from, to) = match cursor {
+            None => {
+                self.refresh(index)?;
+                match self.written(index, &json!({"match_all": {}}), "desc", 1)?.1.first() {
+                    Some(last) => (0, *last),
+                    None => return Ok(IdPage::default()),
+                }
+            }
+            Some(cursor) => cursor
+                .split_once('-')
+                .and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)))
+                .ok_or_else(|| Error::new(ErrorKind::BadRequest, "this is no cursor of a listing"))?,
+        };
+        let between = json!({"range": {"_seq_no": {"gte": from, "lte": to}}});
+        // As many shards may have a document with the same number as a page has ids.
+        for size in [size, MOST_HITS] {
+            let (mut page, numbers) = self.written(index, &between, "asc", size)?;
+            let Some(last) = numbers.last().copied().filter(|_| numbers.len() >= size) else { return Ok(page) };
+            let before = numbers.partition_point(|number| *number < last);
+            if before > 0 {
+                page.truncate(before);
+                page.cursor = Some(format!("{last}-{to}"));
+                return Ok(page);
+            }
+        }
+        Err(Error::new(ErrorKind::Protocol, format!("more than {MOST_HITS} documents were written as number {from}")))
+    }
+
+    /// A page of ids by sequence number, and those numbers.
+    fn written(&self, index: &str, query: &Value, order: &str, size: usize) -> Result<(IdPage, Vec<u64>)> {
+        #[derive(Deserialize)]
+        struct Numbered {
+            #[serde(default)]
+            hits: NumberedHits,
+        }
+        #[derive(Deserialize, Default)]
+        struct NumberedHits {
+            #[serde(default)]
+            hits: Vec<NumberedHit>,
+        }
+        #[derive(Deserialize)]
+        struct NumberedHit {
+            sort: [u64; 1],
+        }
+        let path = format!(
+            "/{}/_search?preference=pg_fanout&allow_partial_search_results=false&ignore_unavailable=false\
+             &allow_no_indices=false&{ID_FILTER},hits.hits.sort",
+            pattern(index)?
+        );
+        let body = json!({
+            "size": size, "sort": [{"_seq_no": order}], "query": query, "_source": false, "version": true,
+            "track_total_hits": false
+        });
+        let reply = self.http.ask(&Request::new(Method::POST, &path).json(&body))?;
+        let page = id_page(&reply.body)?;
+        let numbered: Numbered = parsed(&reply)?;
+        Ok((page, numbered.hits.hits.into_iter().map(|NumberedHit { sort: [number] }| number).collect()))
     }
 
     /// Ends a scan before its last page; one that ended already is no error.

@@ -246,7 +246,7 @@ impl RedisTarget {
     }
 
     /// Which run of the server this connection is to, if we may know it.
-    fn run_id(&self) -> Option<String> {
+    pub fn run_id(&self) -> Option<String> {
         self.last.as_ref().map(|(run_id, _)| run_id.clone())
     }
 

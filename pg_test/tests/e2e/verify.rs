@@ -1,8 +1,9 @@
 //! `fanout.verify()`: finds what differs, and nothing else; repairs it.
 
 use crate::tables::{more_products, products};
-use pg_test::{Engine, World, assert_in_step, on_each_engine};
+use pg_test::{Engine, Refusal, Session, World, assert_in_step, eventually_ok, on_each_engine, stack};
 use serde_json::{Value, json};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 on_each_engine!(differences_are_found_and_repaired, what_is_on_its_way_is_no_difference, dead_letters_are_told_apart);
@@ -168,4 +169,226 @@ fn what_cannot_be_verified_is_said() {
     assert_eq!(world.db.refusal("SELECT * FROM fanout.verify_step()").code, "55000");
     assert_eq!(world.db.refusal("CALL fanout.verify('nonsense')").code, "42704");
     assert_eq!(world.db.refusal("CALL fanout.verify(NULL)").code, "22004");
+}
+
+/// Rows of the table whose documents take their time.
+const ROWS: i64 = 3500;
+
+/// A table `thing` and what makes documents of it slowly: each takes as many seconds as the table `pace` says.
+fn slow_things(world: &mut World) {
+    world.db.exec(&format!(
+        "CREATE TABLE pace (seconds float8); INSERT INTO pace VALUES (0);
+         CREATE FUNCTION nap(n int) RETURNS int STABLE LANGUAGE plpgsql AS $f$
+         DECLARE s float8 := (SELECT seconds FROM pace);
+         BEGIN IF s > 0 THEN PERFORM pg_sleep(s); END IF; RETURN n; END $f$;
+         CREATE TABLE thing (id int PRIMARY KEY, n int); INSERT INTO thing SELECT i, i FROM generate_series(1, {ROWS}) AS i"
+    ));
+}
+
+const SLOW_THINGS: &str = ", document => 'SELECT id, nap(n) AS n FROM thing'";
+
+fn pace(world: &mut World, seconds: f64) {
+    world.db.exec(&format!("UPDATE pace SET seconds = {seconds}"));
+}
+
+/// A call in a session of its own, in which the documents that are made are counted; and the number of its process.
+fn calling(world: &World, sync: &str, more: &str) -> (JoinHandle<Result<Vec<Option<String>>, Refusal>>, String) {
+    let mut session = world.connect();
+    let pid = session.pid();
+    session.exec("SET track_functions = 'all'");
+    let call = format!("CALL fanout.verify('{sync}'{more})");
+    (thread::spawn(move || session.try_rows(&call).map(|mut rows| rows.remove(0))), pid)
+}
+
+/// How many documents were made by such calls that have ended.
+fn documents_made(world: &mut World) -> i64 {
+    // A session counts its own when it ends at the latest.
+    let others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    eventually_ok("other sessions have ended", Duration::from_secs(10), || {
+        let left = world.db.value(others);
+        if left == "0" { Ok(()) } else { Err(left) }
+    });
+    let made = "SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'nap'";
+    world.db.value(made).parse().expect("a number")
+}
+
+/// What the latest note says of rows and documents, once there is one of which the condition holds.
+fn noted(world: &mut World, condition: &str) -> [i64; 2] {
+    let sql =
+        format!("SELECT rows, documents FROM fanout.verification WHERE {condition} ORDER BY saved_at DESC LIMIT 1");
+    let row = eventually_ok(&format!("noted: {condition}"), Duration::from_secs(60), || {
+        let all = "SELECT * FROM fanout.verification";
+        world.db.rows(&sql).pop().ok_or_else(|| format!("{:?}", world.db.rows(all)))
+    });
+    [0, 1].map(|at| row[at].as_deref().unwrap_or_default().parse().expect("a number"))
+}
+
+/// The columns from `rows` to `repaired` of what a call gave.
+fn numbers(row: Result<Vec<Option<String>>, Refusal>) -> Vec<i64> {
+    let row = row.unwrap_or_else(|error| panic!("{error}"));
+    row[..8].iter().map(|text| text.as_deref().unwrap_or_default().parse().expect("a number")).collect()
+}
+
+fn notice(db: &mut Session, call: &str) -> String {
+    let heard: Vec<String> = db.notices(call).into_iter().map(|notice| notice.message).collect();
+    heard.join("; ")
+}
+
+/// It is ended by a crash among the rows: what it had compared by then is not read again, and what it had found is told.
+#[test]
+fn one_that_a_crash_ended_goes_on_among_the_rows() {
+    let mut world = World::alone("verify_crash");
+    let engine = Engine::opensearch();
+    slow_things(&mut world);
+    let sync = world.index_table("thing", &engine, SLOW_THINGS);
+    world.wait(&sync);
+    let concrete = format!("{}-fanout-1", world.index_name("thing"));
+    engine.ask("DELETE", &format!("/{concrete}/_doc/2"), None);
+    engine.ask("PUT", &format!("/{concrete}/_doc/{ROWS}"), Some(json!({"id": ROWS, "n": 0})));
+    engine.ask("PUT", &format!("/{concrete}/_doc/90000"), Some(json!({"id": 90000})));
+    pace(&mut world, 0.002);
+    let (call, _) = calling(&world, &sync, "");
+    let [rows, _] = noted(&mut world, "stage = 'rows' AND rows > 0");
+    stack::crash("postgres");
+    assert_eq!(call.join().expect("no panic").map_err(|error| error.code), Err("08006".into()));
+    world.reconnect();
+    pace(&mut world, 0.0);
+    world.wait(&sync);
+    let (call, _) = calling(&world, &sync, ", resume => true");
+    assert_eq!(numbers(call.join().expect("no panic")), [ROWS, ROWS, 1, 1, 1, 0, 0, 0]);
+    // Each of the other rows, and each document of the target, and now and then what differs.
+    let (made, most) = (documents_made(&mut world), ROWS - rows + ROWS + 50);
+    assert!(rows > 500 && made >= ROWS && made < most, "{rows} rows were compared before, {made} documents made since");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
+}
+
+/// It is ended among the ids of the target, once by its end and once by a cancel: those that were compared are not asked for again.
+fn goes_on_among_the_ids(world: &mut World, sync: &str, end: &str) {
+    pace(world, 0.002);
+    let (call, pid) = calling(world, sync, "");
+    let [rows, listed] = noted(world, "stage = 'ids' AND documents > 0");
+    world.db.exec(&format!("SELECT {end}({pid})"));
+    assert!(call.join().expect("no panic").is_err());
+    assert_eq!(rows, ROWS);
+    pace(world, 0.0);
+    let before = documents_made(world);
+    assert!(before > 0);
+    let (call, _) = calling(world, sync, ", resume => true");
+    assert_eq!(numbers(call.join().expect("no panic")), [ROWS, ROWS, 1, 1, 0, 0, 0, 0]);
+    let (made, most) = (documents_made(world) - before, ROWS - listed + 50);
+    assert!(made > 0 && made < most, "{listed} ids were compared before, {made} documents made since");
+}
+
+#[test]
+fn one_that_was_terminated_goes_on_among_the_ids_of_an_index() {
+    let mut world = World::new("verify_ids");
+    let engine = Engine::opensearch();
+    slow_things(&mut world);
+    let sync = world.index_table("thing", &engine, SLOW_THINGS);
+    world.wait(&sync);
+    let concrete = format!("{}-fanout-1", world.index_name("thing"));
+    engine.ask("PUT", &format!("/{concrete}/_doc/90000"), Some(json!({"id": 90000})));
+    engine.ask("DELETE", &format!("/{concrete}/_doc/{ROWS}"), None);
+    goes_on_among_the_ids(&mut world, &sync, "pg_terminate_backend");
+}
+
+#[test]
+fn one_that_was_cancelled_goes_on_among_the_keys_of_redis() {
+    let mut world = World::new("verify_keys");
+    slow_things(&mut world);
+    let sync = world.cache_table("thing", SLOW_THINGS);
+    world.wait(&sync);
+    let prefix = world.key_prefix("thing");
+    world.db.exec(&format!("SELECT redis_del('cache', '{prefix}7'), redis_set('cache', '{prefix}90000', '1')"));
+    goes_on_among_the_ids(&mut world, &sync, "pg_cancel_backend");
+}
+
+#[test]
+fn one_goes_on_only_with_what_is_still_so() {
+    let mut world = World::new("verify_anew");
+    slow_things(&mut world);
+    let sync = world.index_table("thing", &Engine::opensearch(), SLOW_THINGS);
+    world.wait(&sync);
+    pace(&mut world, 0.002);
+    let (call, pid) = calling(&world, &sync, "");
+    noted(&mut world, "rows > 0");
+    world.db.exec(&format!("SELECT pg_cancel_backend({pid})"));
+    assert_eq!(call.join().expect("no panic").map_err(|error| error.code), Err("57014".into()));
+    pace(&mut world, 0.0);
+    world.db.exec("CREATE TABLE kept AS TABLE fanout.verification");
+    let resume = format!("CALL fanout.verify('{sync}', resume => true)");
+    let again = "INSERT INTO fanout.verification TABLE kept";
+    for (change, call, said) in [
+        ("SELECT", resume.clone(), "goes on where an earlier one was"),
+        (again, format!("CALL fanout.verify('{sync}')"), "resume => true goes on with it"),
+        ("SELECT", resume.clone(), "no earlier one"),
+        (again, format!("CALL fanout.verify('{sync}', repair => true, resume => true)"), "another value of repair"),
+        ("UPDATE kept SET saved_at = now() - interval '25 hours'", resume.clone(), "no earlier one"),
+        (again, resume.clone(), "more than a day ago"),
+        (
+            "UPDATE kept SET saved_at = now(), position = set_byte(position, 0, get_byte(position, 0) # 1)",
+            resume.clone(),
+            "no earlier",
+        ),
+        (again, resume.clone(), "the table was rewritten"),
+    ] {
+        world.db.exec(change);
+        let heard = notice(&mut world.db, &call);
+        assert!(heard.contains(said), "{change}; {call}: {heard}");
+        assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0", "{change}; {call}");
+    }
+    // What the worker delivers anew is not as it was compared.
+    world.db.exec(again);
+    world.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
+    world.wait(&sync);
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
+    world.db.exec(again);
+    let heard = notice(&mut world.db, &resume);
+    assert!(heard.contains("altered, or delivered anew"), "{heard}");
+    world.db.exec(&format!("UPDATE kept SET definition = definition || '{{\"request\": 1}}'; {again}"));
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}')"));
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
+}
+
+/// Whoever goes on with one that is still alive has one of his own then.
+#[test]
+fn two_of_one_sync_do_not_disturb_each_other() {
+    let mut world = World::new("verify_two");
+    slow_things(&mut world);
+    let sync = world.cache_table("thing", SLOW_THINGS);
+    world.wait(&sync);
+    let prefix = world.key_prefix("thing");
+    world.db.exec(&format!("SELECT redis_del('cache', '{prefix}7'), redis_set('cache', '{prefix}90000', '1')"));
+    pace(&mut world, 0.002);
+    let (first, _) = calling(&world, &sync, ", repair => true");
+    noted(&mut world, "stage = 'rows' AND rows > 0");
+    let (second, _) = calling(&world, &sync, ", repair => true, resume => true");
+    // Both note how far they are.
+    eventually_ok("two notes", Duration::from_secs(30), || {
+        let notes = world.db.column("SELECT stage || ' ' || rows FROM fanout.verification");
+        if notes.len() == 2 { Ok(()) } else { Err(format!("{notes:?}")) }
+    });
+    pace(&mut world, 0.0);
+    for call in [first, second] {
+        let [rows, _, missing, extra, ..] = numbers(call.join().expect("no panic"))[..] else {
+            panic!("eight numbers")
+        };
+        // What one of them has repaired, the other may not find any more.
+        assert!(rows == ROWS && missing <= 1 && extra <= 1, "{rows} {missing} {extra}");
+    }
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
+    assert_eq!(counts(&verify(&mut world, &sync, "")), [0, 0, 0, 0]);
+}
+
+#[test]
+fn a_session_that_may_only_read_verifies() {
+    let mut world = World::new("verify_read_only");
+    slow_things(&mut world);
+    let sync = world.cache_table("thing", SLOW_THINGS);
+    world.wait(&sync);
+    pace(&mut world, 0.001);
+    world.db.exec("SET default_transaction_read_only = on");
+    let verified = verify(&mut world, &sync, "");
+    assert_eq!((counts(&verified), &verified["rows"]), (vec![0; 4], &json!(ROWS)));
 }

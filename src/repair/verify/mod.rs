@@ -11,7 +11,11 @@
 //! What differs is a suspect: it may be on its way. When a page of suspects is together, all that was committed until then is
 //! waited for, and they are looked at again: [`super::suspect`] says when that proves something.
 //!
-//! A step reads one page in a statement of its own, and the procedure commits after it: no snapshot is older than a page.
+//! A step reads one page in a statement of its own, and the procedure commits after it: no snapshot is older than a page. How
+//! far it is, [`saved`] keeps: a row that changes after its block was read is delivered anew, and a document that is written
+//! after its id was listed was written by its row, so neither need be looked at again when another call goes on.
+
+mod saved;
 
 use super::attempt::attempt;
 use super::subject::{Held, Subject, held};
@@ -32,6 +36,7 @@ use crate::worker::transaction::Class;
 use crate::worker::{Called, Named};
 use delivery::engine::IdPage;
 use delivery::id::is_hashed;
+use delivery::keyspace::RedisTarget;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -60,6 +65,7 @@ CREATE PROCEDURE fanout.verify(
     repair          boolean DEFAULT false,
     timeout         interval DEFAULT '1 minute',
     examples        integer DEFAULT 10,
+    resume          boolean DEFAULT false,
     INOUT rows      bigint DEFAULT NULL,
     INOUT documents bigint DEFAULT NULL,
     INOUT missing   bigint DEFAULT NULL,
@@ -73,7 +79,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     step record;
 BEGIN
-    PERFORM fanout.verify_begin(sync, repair, timeout, examples);
+    PERFORM fanout.verify_begin(sync, repair, timeout, examples, resume);
     -- A commit after each page: no snapshot is held for long, and what is to be repaired is on its way at once.
     COMMIT;
     LOOP
@@ -93,7 +99,7 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE fanout.verify IS
-'compares all rows of a sync with all documents of its target, and with repair => true delivers those that differ; CALL it outside of a transaction block';
+'compares all rows of a sync with all documents of its target, and with repair => true delivers those that differ; with resume => true goes on with one that was ended before it was done; CALL it outside of a transaction block';
 COMMENT ON FUNCTION fanout.verify_begin IS 'begins what CALL fanout.verify() does page by page';
 COMMENT ON FUNCTION fanout.verify_step IS 'one page of CALL fanout.verify()';
 "#,
@@ -115,8 +121,13 @@ enum Stage {
     Beginning,
     /// Rows of the table, asked of the target.
     Rows(Scan),
-    /// Ids of the target, asked of the table; the cursor of the next page.
-    Names(Option<String>),
+    /// Ids of the target, asked of the table.
+    Names {
+        /// Of the next page.
+        cursor: Option<String>,
+        /// Of Redis, whose cursors are good for one run of it.
+        run: Option<String>,
+    },
     /// All is compared.
     Done,
 }
@@ -127,6 +138,8 @@ struct Verification {
     repair: bool,
     timeout: Duration,
     examples: usize,
+    definition: serde_json::Value,
+    note: saved::Note,
     stage: Stage,
     suspects: Vec<Suspect>,
     /// Of rows whose ids are hashes, the digests of their names.
@@ -155,7 +168,13 @@ thread_local! {
 
 /// Begins a verification of the caller's sync in this session.
 #[pg_extern(schema = "fanout", volatile, parallel_unsafe)]
-fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interval>, examples: Option<i32>) {
+fn verify_begin(
+    sync: Option<&str>,
+    repair: Option<bool>,
+    timeout: Option<Interval>,
+    examples: Option<i32>,
+    resume: Option<bool>,
+) {
     catalog::require_preloaded();
     let (sync, subject) = Subject::of(not_null("sync", sync));
     let sync = not_parked(sync);
@@ -164,28 +183,24 @@ fn verify_begin(sync: Option<&str>, repair: Option<bool>, timeout: Option<Interv
     let timeout = timeout.map_or(Duration::MAX, |timeout| {
         Duration::from_micros(u64::try_from(timeout.as_micros().max(0)).unwrap_or(u64::MAX))
     });
-    CURRENT.replace(Some(Verification {
-        sync: sync.name,
-        repair: repair.unwrap_or(false),
-        timeout,
-        examples: examples.unwrap_or(10).max(0) as usize,
-        stage: Stage::Beginning,
-        suspects: Vec::new(),
-        digests: FxHashSet::default(),
-        incomplete: false,
-        begun: shared::now() as u64,
-        ticket: None,
-        mean_bytes: 0,
-        rows: 0,
-        documents: 0,
-        missing: 0,
-        extra: 0,
-        different: 0,
-        dead: 0,
-        unsettled: 0,
-        repaired: 0,
-        found: Vec::new(),
-    }));
+    let examples = examples.unwrap_or(10).max(0) as usize;
+    let mut this = Verification::new(&sync, repair.unwrap_or(false), timeout, examples);
+    let name = &sync.name;
+    if resume.unwrap_or(false) {
+        match this.go_on(&sync) {
+            Ok(()) => notice!(
+                "the verification of sync \"{name}\" goes on where an earlier one was: {} rows and {} documents are compared",
+                this.rows,
+                this.documents
+            ),
+            Err(why) => notice!("the verification of sync \"{name}\" begins anew: {why}"),
+        }
+    } else if saved::is_left(&sync, &this.definition) {
+        notice!(
+            "an earlier verification of sync \"{name}\" is not done; resume => true goes on with it, this one begins anew"
+        );
+    }
+    CURRENT.replace(Some(this));
 }
 
 /// Does the next page of this session's verification.
@@ -215,8 +230,7 @@ fn verify_step() -> TableIterator<
         .hint("CALL fanout.verify('sync');")
         .raise()
     };
-    this.step();
-    let finished = matches!(this.stage, Stage::Done) && this.suspects.is_empty();
+    let finished = this.step();
     let row = (
         finished,
         this.rows,
@@ -265,25 +279,61 @@ fn check_phase(sync: &Sync) {
 }
 
 impl Verification {
-    fn step(&mut self) {
+    fn new(sync: &Sync, repair: bool, timeout: Duration, examples: usize) -> Self {
+        Self {
+            sync: sync.name.clone(),
+            repair,
+            timeout,
+            examples,
+            definition: saved::definition(sync, repair),
+            note: saved::Note::new(),
+            stage: Stage::Beginning,
+            suspects: Vec::new(),
+            digests: FxHashSet::default(),
+            incomplete: false,
+            begun: shared::now() as u64,
+            ticket: None,
+            mean_bytes: 0,
+            rows: 0,
+            documents: 0,
+            missing: 0,
+            extra: 0,
+            different: 0,
+            dead: 0,
+            unsettled: 0,
+            repaired: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Does the next page. True if all is compared.
+    fn step(&mut self) -> bool {
         // Anew in each step: the sync may have been altered, or the caller lost the right to it.
         let (sync, subject) = Subject::of(&self.sync);
         let subject = subject.unwrap_or_else(|why| unready(&sync, &why));
         check_phase(&sync);
         let target = subject.target().unwrap_or_else(|failure| failure.raise());
-        if self.suspects.len() >= SUSPECTS || (matches!(self.stage, Stage::Done) && !self.suspects.is_empty()) {
-            return self.settle(&subject, &target);
+        if self.suspects.len() >= SUSPECTS || matches!(self.stage, Stage::Done) {
+            self.settle(&subject, &target);
+        } else {
+            self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
+                Stage::Beginning if !self.waited(&sync) => Stage::Beginning,
+                Stage::Beginning => {
+                    let (blocks, files, total) = privileged(|| store::extent(sync.source));
+                    Stage::Rows(Scan::new(files, blocks, total, false))
+                }
+                Stage::Rows(scan) => self.rows(&subject, &target, scan),
+                Stage::Names { cursor, run } => self.names(&subject, &target, cursor, run),
+                Stage::Done => Stage::Done,
+            };
         }
-        match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Beginning if !self.waited(&sync) => self.stage = Stage::Beginning,
-            Stage::Beginning => {
-                let (blocks, files, total) = privileged(|| store::extent(sync.source));
-                self.stage = Stage::Rows(Scan::new(files, blocks, total, false));
-            }
-            Stage::Rows(scan) => self.stage = self.rows(&subject, &target, scan),
-            Stage::Names(cursor) => self.stage = self.names(&subject, &target, cursor),
-            Stage::Done => {}
+        let done = matches!(self.stage, Stage::Done) && self.suspects.is_empty();
+        if done {
+            self.forget(&sync)
+        } else {
+            self.note(&sync)
         }
+        done
     }
 
     fn page_rows(&self) -> usize {
@@ -296,7 +346,7 @@ impl Verification {
         let Some((slice, from, to)) = scan.next_slice(self.page_rows()) else {
             // Rewritten: its rows have other places now.
             self.incomplete |= privileged(|| store::extent(sync.source)).1 != scan.files;
-            return Stage::Names(None);
+            return Stage::Names { cursor: None, run: None };
         };
         let (plans, source) = subject.reading();
         let read = attempt(|| {
@@ -411,22 +461,36 @@ impl Verification {
     }
 
     /// Looks for the rows of a page of the target's ids.
-    fn names(&mut self, subject: &Subject, target: &OwnersTarget, cursor: Option<String>) -> Stage {
+    fn names(
+        &mut self,
+        subject: &Subject,
+        target: &OwnersTarget,
+        cursor: Option<String>,
+        before: Option<String>,
+    ) -> Stage {
         let sync = &subject.sync;
+        let is_first = cursor.is_none();
         let page = match target {
             OwnersTarget::Engine(engine) => {
                 let (index, cursor) = (sync.concrete_index(), cursor);
-                engine.try_run(move |engine| engine.scan_ids(&index, cursor.as_deref(), PAGE_ROWS))
+                engine.try_run(move |engine| engine.list_ids(&index, cursor.as_deref(), PAGE_ROWS)).map(|it| (it, None))
             }
             OwnersTarget::Cache(cache) => {
                 let (glob, cursor) = (subject.glob(), cursor.and_then(|cursor| cursor.parse().ok()));
-                cache.try_run(true, move |redis| redis.scan_keys(&glob, cursor, PAGE_ROWS)).map(|page| {
+                let scan =
+                    move |redis: &mut RedisTarget| Ok((redis.scan_keys(&glob, cursor, PAGE_ROWS)?, redis.run_id()));
+                cache.try_run(true, scan).map(|(page, run)| {
                     let cursor = page.cursor.map(|cursor| cursor.to_string());
-                    IdPage { ids: page.keys, cursor, ..IdPage::default() }
+                    (IdPage { ids: page.keys, cursor, ..IdPage::default() }, run)
                 })
             }
         };
-        let page = page.unwrap_or_else(|error| unanswered(sync, &error));
+        let (page, run) = page.unwrap_or_else(|error| unanswered(sync, &error));
+        if !is_first && run != before {
+            notice!("the verification of sync \"{}\" begins anew: Redis was started anew meanwhile", sync.name);
+            *self = Self::new(sync, self.repair, self.timeout, self.examples);
+            return Stage::Beginning;
+        }
         let places: Vec<usize> = (0..page.ids.len()).collect();
         let parse = |places: &[usize]| {
             let one = |&at: &usize| subject.parse(Called::on(&page, at));
@@ -467,7 +531,7 @@ impl Verification {
             self.suspects.extend(absent.map(Suspect::new));
         }
         match page.cursor {
-            Some(cursor) => Stage::Names(Some(cursor)),
+            Some(cursor) => Stage::Names { cursor: Some(cursor), run },
             None => Stage::Done,
         }
     }
@@ -487,7 +551,7 @@ impl Verification {
     /// Waits until all that was committed is delivered, then compares the suspects again.
     fn settle(&mut self, subject: &Subject, target: &OwnersTarget) {
         let sync = &subject.sync;
-        if !self.waited(sync) {
+        if self.suspects.is_empty() || !self.waited(sync) {
             return;
         }
         let mut before: FxHashMap<Vec<u8>, Suspect> =
@@ -540,6 +604,7 @@ impl Verification {
                 capture::enqueue_image(sync.id, layout, address);
             }
             self.repaired += wrong.len() as i64;
+            self.note.is_due |= !wrong.is_empty();
         }
     }
 
