@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{claim, server, unique};
 use delivery::bulk::{BulkBody, BulkBuilder, BulkOutcome};
 use delivery::config::{EngineConfig, Flavor};
-use delivery::engine::{Engine, IndexState, TotalRelation, Which};
+use delivery::engine::{Engine, IdPage, IndexState, TotalRelation, Which};
 use delivery::ownership::{CONTROL_INDEX, ClaimOutcome, Heartbeat};
 use delivery::{Error, ErrorKind};
 use serde_json::{Value, json};
@@ -335,6 +335,59 @@ fn all_ids_are_found() {
         engine.close_scan(&cursor).unwrap();
         assert_eq!(kind(engine.scan_ids(&index.concrete, Some(&cursor), 10)), ErrorKind::NotFound);
         assert_eq!(kind(engine.scan_ids(&unique("missing"), None, 10)), ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn a_listing_goes_on_at_any_of_its_cursors() {
+    on_each(|engine, _| {
+        let index = Index::new(engine, json!({"enabled": false}));
+        let write = |version: u64, ids: std::ops::Range<u32>| {
+            let outcomes = index.bulk(|bulk| {
+                for id in ids {
+                    bulk.push_index(id, &id.to_string(), version, b"{}");
+                }
+            });
+            assert!(outcomes.iter().all(|(_, outcome)| *outcome == BulkOutcome::Done));
+        };
+        assert_eq!(engine.list_ids(&index.concrete, None, 10).unwrap(), IdPage::default());
+        write(1, 0..200);
+        // Pages of one are shorter than what both shards have with one number.
+        for size in [1, 2, 3, 64, 1000] {
+            let mut pages = Vec::new();
+            let mut cursor = None;
+            loop {
+                let page = engine.list_ids(&index.concrete, cursor.as_deref(), size).unwrap();
+                assert_eq!(page.ids.len(), page.versions.len());
+                let next = page.cursor.clone();
+                pages.push((cursor, page));
+                cursor = next;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            let ids: Vec<u32> = pages.iter().flat_map(|(_, page)| &page.ids).map(|id| id.parse().unwrap()).collect();
+            assert_eq!(ids.len(), 200, "size {size}: each once");
+            assert_eq!(ids.iter().copied().collect::<BTreeSet<u32>>(), (0..200).collect(), "size {size}");
+            for (cursor, page) in pages.iter().filter(|(cursor, _)| cursor.is_some()).step_by(pages.len() / 3 + 1) {
+                assert_eq!(&engine.list_ids(&index.concrete, cursor.as_deref(), size).unwrap(), page);
+            }
+        }
+        // However much is written meanwhile, it ends; what stays as it is is not missed.
+        let first = engine.list_ids(&index.concrete, None, 64).unwrap();
+        write(2, 0..20);
+        write(2, 300..400);
+        engine.refresh(&index.concrete).unwrap();
+        let mut ids: BTreeSet<u32> = first.ids.iter().map(|id| id.parse().unwrap()).collect();
+        let mut cursor = first.cursor;
+        while let Some(at) = cursor {
+            let page = engine.list_ids(&index.concrete, Some(&at), 64).unwrap();
+            ids.extend(page.ids.iter().map(|id| id.parse::<u32>().unwrap()));
+            cursor = page.cursor;
+        }
+        assert!((20..200).all(|id| ids.contains(&id)), "{ids:?}");
+        assert_eq!(kind(engine.list_ids(&index.concrete, Some("nonsense"), 10)), ErrorKind::BadRequest);
+        assert_eq!(kind(engine.list_ids(&unique("missing"), None, 10)), ErrorKind::NotFound);
     });
 }
 

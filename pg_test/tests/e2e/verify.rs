@@ -387,7 +387,7 @@ fn a_session_that_may_only_read_verifies() {
     slow_things(&mut world);
     let sync = world.cache_table("thing", SLOW_THINGS);
     world.wait(&sync);
-    pace(&mut world, 0.001);
+    pace(&mut world, 0.0005);
     world.db.exec("SET default_transaction_read_only = on");
     let verified = verify(&mut world, &sync, "");
     assert_eq!((counts(&verified), &verified["rows"]), (vec![0; 4], &json!(ROWS)));
