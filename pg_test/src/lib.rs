@@ -27,6 +27,7 @@ pub mod proxy;
 mod random;
 pub mod readme;
 mod second;
+mod setting;
 pub mod stack;
 mod waiting;
 mod world;
@@ -39,6 +40,7 @@ pub use log::ServerLog;
 pub use peers::{BlackHole, OldEngine};
 pub use random::Dice;
 pub use second::Second;
+pub use setting::Setting;
 pub use waiting::{eventually, eventually_ok};
 pub use world::World;
 

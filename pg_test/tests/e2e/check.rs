@@ -2,7 +2,7 @@
 
 use crate::refusals::refused;
 use crate::tables::products;
-use pg_test::{Engine, OldEngine, Session, World, assert_in_step, eventually, on_each_engine};
+use pg_test::{Engine, OldEngine, Setting, World, assert_in_step, eventually, on_each_engine};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -140,27 +140,6 @@ fn a_target_that_is_not_there_is_found() {
     for sync in ["a", "b"] {
         let found = world.db.column(&format!("SELECT status FROM fanout.check('{sync}') WHERE item = 'server'"));
         assert_eq!(found, ["error"], "{sync}");
-    }
-}
-
-/// A setting for the whole server, back to its default when this is dropped.
-struct Setting(&'static str);
-
-impl Setting {
-    fn set(world: &mut World, name: &'static str, value: &str) -> Self {
-        world.db.exec(&format!("ALTER SYSTEM SET {name} = '{value}'"));
-        world.db.exec("SELECT pg_reload_conf()");
-        let differs = format!("SELECT setting <> boot_val FROM pg_settings WHERE name = '{name}'");
-        eventually("the setting is in force", Duration::from_secs(10), || world.db.value(&differs) == "t");
-        Self(name)
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        let mut db = Session::connect("postgres");
-        let _ = db.try_exec(&format!("ALTER SYSTEM RESET {}", self.0));
-        let _ = db.try_exec("SELECT pg_reload_conf()");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who feeds a target when more than one would.
 
 use crate::tables::products;
-use pg_test::{Engine, Keyspace, Second, Session, World, assert_in_step, eventually, eventually_ok};
+use pg_test::{Engine, Keyspace, Second, Session, Setting, World, assert_in_step, eventually, eventually_ok};
 use std::time::{Duration, Instant};
 
 /// Longer than a sync that is blocked waits until it tries again, and than the owner of a target until it beats.
@@ -125,7 +125,10 @@ fn targets_that_another_database_feeds_are_not_taken_over() {
     }
 }
 
-/// Other names of servers of the world, by another name of their host: `same` of the same URL, `twin` of one that does not show
+/// An owner that is silent for so long is gone: three of its signs of life, however low `fanout.owner_stale` is, and a little.
+const GONE: Duration = Duration::from_secs(32);
+
+/// Other names of servers of the world, by another name of their host: `same_…` of the same URL, `twin_…` of one that does not show
 /// that it leads to the same place.
 fn twins(world: &mut World, server: &str) {
     let sql = format!(
@@ -137,63 +140,77 @@ fn twins(world: &mut World, server: &str) {
     let elsewhere = url.replace("127.0.0.1", "localhost");
     assert_ne!(url, elsewhere);
     world.db.exec(&format!(
-        "CREATE SERVER same FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{url}/');
-         CREATE SERVER twin FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{elsewhere}')"
+        "CREATE SERVER same_{server} FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{url}/');
+         CREATE SERVER twin_{server} FOREIGN DATA WRAPPER {wrapper} OPTIONS (url '{elsewhere}')"
     ));
 }
 
-/// `make` gives the statement that makes a sync of that target by server and name.
-fn two_syncs_of_one_target(world: &mut World, server: &str, make: &dyn Fn(&str, &str) -> String) {
-    products(world, 10);
-    twins(world, server);
-    world.db.exec(&make("twin", "first"));
-    world.wait("first");
-    world.db.exec(&make(server, "second"));
-    wait_until_blocked(&mut world.db, "second", "fed by sync \"first\"");
-    let delivered = world.status("first", "delivered");
+#[test]
+fn two_syncs_do_not_take_a_target_from_each_other() {
+    let mut world = World::alone("twins");
+    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
+    products(&mut world, 10);
+    let (index, key) = (world.index_name("product"), format!("{}${{id}}", world.key_prefix("product")));
+    // A sync of that target by another server and name.
+    let make = |kind: &str, server: &str, name: &str| match kind {
+        "search" => {
+            format!("fanout.index_table('product', server => '{server}', index => '{index}', name => '{name}')")
+        }
+        _ => format!("fanout.cache_table('product', server => '{server}', key => '{key}', name => '{name}')"),
+    };
+    let mut delivered = Vec::new();
+    for kind in ["search", "cache"] {
+        twins(&mut world, kind);
+        let (first, second) = (format!("{kind}_first"), format!("{kind}_second"));
+        world.db.exec(&format!("SELECT {}", make(kind, &format!("twin_{kind}"), &first)));
+        world.wait(&first);
+        world.db.exec(&format!("SELECT {}", make(kind, kind, &second)));
+        wait_until_blocked(&mut world.db, &second, &format!("fed by sync \"{first}\""));
+        delivered.push(world.status(&first, "delivered").parse::<u32>().expect("a number"));
+        world.db.exec(&format!("SELECT fanout.pause('{first}')"));
+    }
     // It may be silent for as long as it likes.
-    world.db.exec("SELECT fanout.pause('first')");
-    std::thread::sleep(TRIED_AGAIN * 2);
-    assert_eq!(world.status("second", "state"), "blocked");
-    world.db.exec("SELECT fanout.resume('first'); UPDATE product SET price = 3 WHERE id = 5");
-    world.wait("first");
-    assert_eq!(world.status("first", "delivered"), (delivered.parse::<u32>().expect("a number") + 1).to_string());
-    // Where it can be seen, it is refused.
-    let refusal = world.db.refusal(&make("same", "third"));
-    assert_eq!(refusal.code, "42710", "{refusal}");
-    assert!(refusal.message.contains("is fed by sync \"second\"") && !refusal.hint.is_empty(), "{refusal}");
-    let refusal = world.db.refusal("SELECT fanout.alter_sync('first', server => 'same')");
-    assert_eq!(refusal.code, "42710", "{refusal}");
-    // Whoever has gone is no hindrance, whatever its control document says.
-    world.db.exec("SELECT fanout.drop_sync('first')");
-    eventually("it goes on", TRIED_AGAIN, || world.status("second", "state") == "live");
-    assert_in_step(world, "second");
-    let again = make(server, "second");
-    world.db.exec(&format!("SELECT fanout.drop_sync('second'); DELETE FROM product WHERE id > 5; {again}"));
-    assert_in_step(world, "second");
-}
-
-#[test]
-fn two_syncs_do_not_take_an_index_from_each_other() {
-    let mut world = World::new("twins");
-    let index = world.index_name("product");
-    two_syncs_of_one_target(&mut world, "search", &|server, name| {
-        format!("SELECT fanout.index_table('product', server => '{server}', index => '{index}', name => '{name}')")
-    });
-}
-
-#[test]
-fn two_syncs_do_not_take_a_key_template_from_each_other() {
-    let mut world = World::new("twin_keys");
-    let key = format!("{}${{id}}", world.key_prefix("product"));
-    two_syncs_of_one_target(&mut world, "cache", &|server, name| {
-        format!("SELECT fanout.cache_table('product', server => '{server}', key => '{key}', name => '{name}')")
-    });
+    std::thread::sleep(GONE + TRIED_AGAIN);
+    for kind in ["search", "cache"] {
+        assert_eq!(world.status(&format!("{kind}_second"), "state"), "blocked");
+    }
+    world.db.exec(
+        "SELECT fanout.resume('search_first'), fanout.resume('cache_first'); UPDATE product SET price = 3 WHERE id = 5",
+    );
+    for (kind, delivered) in ["search", "cache"].into_iter().zip(delivered) {
+        let (first, second) = (format!("{kind}_first"), format!("{kind}_second"));
+        world.wait(&first);
+        assert_eq!(world.status(&first, "delivered"), (delivered + 1).to_string());
+        // Where it can be seen, it is refused.
+        let same = format!("same_{kind}");
+        let refusal = world.db.refusal(&format!("SELECT {}", make(kind, &same, "third")));
+        assert_eq!(refusal.code, "42710", "{refusal}");
+        let fed = format!("is fed by sync \"{second}\"");
+        assert!(refusal.message.contains(&fed) && !refusal.hint.is_empty(), "{refusal}");
+        let refusal = world.db.refusal(&format!("SELECT fanout.alter_sync('{first}', server => '{same}')"));
+        assert_eq!(refusal.code, "42710", "{refusal}");
+        // Whoever has gone is no hindrance, whatever its control document says.
+        world.db.exec(&format!("SELECT fanout.drop_sync('{first}')"));
+    }
+    for kind in ["search", "cache"] {
+        let second = format!("{kind}_second");
+        eventually("it goes on", TRIED_AGAIN, || world.status(&second, "state") == "live");
+        assert_in_step(&mut world, &second);
+    }
+    for (kind, rows) in [("search", 5), ("cache", 3)] {
+        let second = format!("{kind}_second");
+        let again = make(kind, kind, &second);
+        world.db.exec(&format!(
+            "SELECT fanout.drop_sync('{second}'); DELETE FROM product WHERE id > {rows}; SELECT {again}"
+        ));
+        assert_in_step(&mut world, &second);
+    }
 }
 
 #[test]
 fn the_target_that_a_sync_has_left_is_free_for_another() {
-    let mut world = World::new("left");
+    let mut world = World::alone("left");
+    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
     products(&mut world, 10);
     twins(&mut world, "search");
     let index = world.index_name("product");
@@ -205,7 +222,7 @@ fn the_target_that_a_sync_has_left_is_free_for_another() {
     world.db.exec("SELECT fanout.alter_sync('first', server => 'es')");
     assert_in_step(&mut world, "first");
     world.db.exec(&make("search", "second"));
-    eventually("it goes on once the first is known to be silent there", Duration::from_secs(150), || {
+    eventually("it goes on once the first is known to be silent there", GONE + TRIED_AGAIN * 2, || {
         world.status("second", "state") == "live"
     });
     assert_in_step(&mut world, "second");

@@ -1,9 +1,9 @@
 //! What changes a table without a row trigger seeing it, and DDL beside a busy worker.
 
-use crate::proxied::{Proxies, Setting, in_step_again};
+use crate::proxied::{Proxies, in_step_again};
 use crate::tables::products;
 use pg_test::proxy::Fault;
-use pg_test::{Engine, World, assert_in_step, eventually};
+use pg_test::{Engine, Setting, World, assert_in_step, eventually};
 use std::time::{Duration, Instant};
 
 on_each_engine!(partitions_that_come_and_go_are_followed);

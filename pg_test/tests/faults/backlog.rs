@@ -1,9 +1,9 @@
 //! More changes than a worker keeps for a target that is away, and transactions that are open for long.
 
-use crate::proxied::{Proxies, Setting, in_step_again};
+use crate::proxied::{Proxies, in_step_again};
 use crate::tables::{more_products, products};
 use crate::watch::processor_time;
-use pg_test::{Engine, ServerLog, World, assert_in_step, eventually, eventually_ok};
+use pg_test::{Engine, ServerLog, Setting, World, assert_in_step, eventually, eventually_ok};
 use std::time::{Duration, Instant};
 
 #[test]

@@ -1,7 +1,7 @@
 //! A disk that is full.
 
-use crate::proxied::{Proxies, Setting, in_step_again};
-use pg_test::{ServerLog, Session, World, assert_in_step, eventually};
+use crate::proxied::{Proxies, in_step_again};
+use pg_test::{ServerLog, Session, Setting, World, assert_in_step, eventually};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! Rows that are hard to read: slow, failing, forbidden, large, or equal and yet not the same.
 
-use crate::proxied::{Setting, in_step_again};
+use crate::proxied::in_step_again;
 use crate::tables::products;
-use pg_test::{Engine, World, assert_in_step, differences, eventually};
+use pg_test::{Engine, Setting, World, assert_in_step, differences, eventually};
 use std::time::Duration;
 
 /// A table of 100 rows, of which some may take longer to read than the worker is willing to wait.

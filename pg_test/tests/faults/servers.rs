@@ -1,10 +1,12 @@
 //! Whole servers and databases: settings, dumps, credentials, many connections and many syncs, a library that is gone.
 
-use crate::proxied::{Proxies, Setting, in_step_again};
+use crate::proxied::{Proxies, in_step_again};
 use crate::tables::products;
 use crate::watch::processor_time;
 use pg_test::proxy::{Certificate, Fault, TlsFront};
-use pg_test::{BlackHole, Engine, Keyspace, ServerLog, Session, World, assert_in_step, differences, eventually, stack};
+use pg_test::{
+    BlackHole, Engine, Keyspace, ServerLog, Session, Setting, World, assert_in_step, differences, eventually, stack,
+};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
