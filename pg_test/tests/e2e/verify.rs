@@ -191,8 +191,11 @@ fn pace(world: &mut World, seconds: f64) {
     world.db.exec(&format!("UPDATE pace SET seconds = {seconds}"));
 }
 
+/// What a call gave.
+type Outcome = Result<Vec<Option<String>>, Refusal>;
+
 /// A call in a session of its own, in which the documents that are made are counted; and the number of its process.
-fn calling(world: &World, sync: &str, more: &str) -> (JoinHandle<Result<Vec<Option<String>>, Refusal>>, String) {
+fn calling(world: &World, sync: &str, more: &str) -> (JoinHandle<Outcome>, String) {
     let mut session = world.connect();
     let pid = session.pid();
     session.exec("SET track_functions = 'all'");
@@ -225,7 +228,7 @@ fn noted(world: &mut World, condition: &str) -> [i64; 2] {
 }
 
 /// The columns from `rows` to `repaired` of what a call gave.
-fn numbers(row: Result<Vec<Option<String>>, Refusal>) -> Vec<i64> {
+fn numbers(row: Outcome) -> Vec<i64> {
     let row = row.unwrap_or_else(|error| panic!("{error}"));
     row[..8].iter().map(|text| text.as_deref().unwrap_or_default().parse().expect("a number")).collect()
 }
@@ -272,6 +275,7 @@ fn goes_on_among_the_ids(world: &mut World, sync: &str, end: &str) {
     assert!(call.join().expect("no panic").is_err());
     assert_eq!(rows, ROWS);
     pace(world, 0.0);
+    world.db.exec("CREATE TABLE kept AS TABLE fanout.verification");
     let before = documents_made(world);
     assert!(before > 0);
     let (call, _) = calling(world, sync, ", resume => true");
@@ -302,6 +306,12 @@ fn one_that_was_cancelled_goes_on_among_the_keys_of_redis() {
     let prefix = world.key_prefix("thing");
     world.db.exec(&format!("SELECT redis_del('cache', '{prefix}7'), redis_set('cache', '{prefix}90000', '1')"));
     goes_on_among_the_ids(&mut world, &sync, "pg_cancel_backend");
+    // A cursor of another run of Redis leads anywhere.
+    world.db.exec("INSERT INTO fanout.verification TABLE kept; UPDATE fanout.verification SET server_run = 'another'");
+    let call = format!("CALL fanout.verify('{sync}', resume => true)");
+    let heard = notice(&mut world.db, &call);
+    assert!(heard.contains("goes on") && heard.contains("begins anew: Redis was started anew"), "{heard}");
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
 }
 
 #[test]
