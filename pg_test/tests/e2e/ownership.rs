@@ -248,8 +248,8 @@ fn every_sync_of_a_server_gives_signs_of_life() {
         }
     }
     syncs.iter().for_each(|sync| world.wait(sync));
-    // Two beats and a half: each sync, and not one in turn, has given its own.
-    std::thread::sleep(Duration::from_secs(25));
+    // A beat and a half: each sync, and not one in turn, has given its own since it claimed its target.
+    std::thread::sleep(Duration::from_secs(16));
     let mut keyspace = pg_test::Keyspace::open();
     let targets = |world: &mut World, kind: &str| -> Vec<String> {
         let rows = world.db.rows(&format!("SELECT target FROM fanout.sync WHERE kind = '{kind}'"));
