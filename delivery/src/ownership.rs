@@ -160,8 +160,8 @@ impl Ownership {
     }
 }
 
-/// Renews ownerships, many together where nothing has changed behind our back. One outcome for each. `together` gives the new
-/// fences of those that could be written; why another could not, `alone` tells.
+/// Renews ownerships, many together where nothing has changed behind our back. One outcome for each. `together` gives the
+/// new fences of those that could be written; why another could not, `alone` tells.
 pub(crate) fn heartbeats<T>(
     target: &mut T,
     ownerships: &[Ownership],

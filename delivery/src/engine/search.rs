@@ -269,14 +269,14 @@ impl Engine {
         Ok(page)
     }
 
-    /// All ids of an index in the order in which their documents were written, page by page, up to what was written when the
-    /// first page was asked for. The engine keeps nothing meanwhile: a cursor says itself how far the listing is, and is good
-    /// for as long as the index is. A document that is written while it is listed may be left out. It costs more than
+    /// All ids of an index in the order in which their documents were written, page by page, up to what was written when
+    /// the first page was asked for. The engine keeps nothing meanwhile: a cursor says itself how far the listing is, and is
+    /// good for as long as the index is. A document that is written while it is listed may be left out. It costs more than
     /// [`Engine::scan_ids`].
     ///
-    /// Each shard counts what is written there, and a document that is written again comes last: so none is missed that stays
-    /// as it is, as long as one copy of the shard is asked. A page ends before the number of its last hit: other shards may
-    /// have more documents with that one.
+    /// Each shard counts what is written there, and a document that is written again comes last: so none is missed that
+    /// stays as it is, as long as one copy of the shard is asked. A page ends before the number of its last hit: other shards
+    /// may have more documents with that one.
     pub fn list_ids(&self, index: &str, cursor: Option<&str>, size: usize) -> Result<IdPage> {
         let (from, to) = match cursor {
             None => {

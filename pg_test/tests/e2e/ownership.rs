@@ -125,11 +125,11 @@ fn targets_that_another_database_feeds_are_not_taken_over() {
     }
 }
 
-/// An owner that is silent for so long is gone: three of its signs of life, however low `fanout.owner_stale` is, and a little.
+/// An owner that is silent for so long is gone: three of its signs of life, however low `fanout.owner_stale` is, and more.
 const GONE: Duration = Duration::from_secs(32);
 
-/// Other names of servers of the world, by another name of their host: `same_…` of the same URL, `twin_…` of one that does not show
-/// that it leads to the same place.
+/// Other names of servers of the world, by another name of their host: `same_…` of the same URL, `twin_…` of one that does
+/// not show that it leads to the same place.
 fn twins(world: &mut World, server: &str) {
     let sql = format!(
         "SELECT fdwname, split_part(srvoptions[1], '=', 2) FROM pg_foreign_server JOIN pg_foreign_data_wrapper AS w

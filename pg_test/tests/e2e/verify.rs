@@ -181,7 +181,8 @@ fn slow_things(world: &mut World) {
          CREATE FUNCTION nap(n int) RETURNS int STABLE LANGUAGE plpgsql AS $f$
          DECLARE s float8 := (SELECT seconds FROM pace);
          BEGIN IF s > 0 THEN PERFORM pg_sleep(s); END IF; RETURN n; END $f$;
-         CREATE TABLE thing (id int PRIMARY KEY, n int); INSERT INTO thing SELECT i, i FROM generate_series(1, {ROWS}) AS i"
+         CREATE TABLE thing (id int PRIMARY KEY, n int);
+         INSERT INTO thing SELECT i, i FROM generate_series(1, {ROWS}) AS i"
     ));
 }
 
@@ -238,7 +239,7 @@ fn notice(db: &mut Session, call: &str) -> String {
     heard.join("; ")
 }
 
-/// It is ended by a crash among the rows: what it had compared by then is not read again, and what it had found is told.
+/// Ended by a crash among the rows: what it had compared by then is not read again, and what it had found is told.
 #[test]
 fn one_that_a_crash_ended_goes_on_among_the_rows() {
     let mut world = World::alone("verify_crash");
@@ -266,7 +267,7 @@ fn one_that_a_crash_ended_goes_on_among_the_rows() {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
 }
 
-/// It is ended among the ids of the target, once by its end and once by a cancel: those that were compared are not asked for again.
+/// Ended among the ids of the target: the rows of those that were compared are not read again.
 fn goes_on_among_the_ids(world: &mut World, sync: &str, end: &str) {
     pace(world, 0.002);
     let (call, pid) = calling(world, sync, "");

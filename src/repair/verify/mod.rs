@@ -11,9 +11,9 @@
 //! What differs is a suspect: it may be on its way. When a page of suspects is together, all that was committed until then is
 //! waited for, and they are looked at again: [`super::suspect`] says when that proves something.
 //!
-//! A step reads one page in a statement of its own, and the procedure commits after it: no snapshot is older than a page. How
-//! far it is, [`saved`] keeps: a row that changes after its block was read is delivered anew, and a document that is written
-//! after its id was listed was written by its row, so neither need be looked at again when another call goes on.
+//! A step reads one page in a statement of its own, and the procedure commits after it: no snapshot is older than a page.
+//! How far it is, [`saved`] keeps: a row that changes after its block was read is delivered anew, and a document that is
+//! written after its id was listed was written by its row, so neither need be looked at again when another call goes on.
 
 mod saved;
 
@@ -189,7 +189,7 @@ fn verify_begin(
     if resume.unwrap_or(false) {
         match this.go_on(&sync) {
             Ok(()) => notice!(
-                "the verification of sync \"{name}\" goes on where an earlier one was: {} rows and {} documents are compared",
+                "the verification of sync \"{name}\" goes on where an earlier one was, after {} rows and {} documents",
                 this.rows,
                 this.documents
             ),
@@ -197,7 +197,7 @@ fn verify_begin(
         }
     } else if saved::is_left(&sync, &this.definition) {
         notice!(
-            "an earlier verification of sync \"{name}\" is not done; resume => true goes on with it, this one begins anew"
+            "an earlier verification of sync \"{name}\" is not done: resume => true goes on with it, this one begins anew"
         );
     }
     CURRENT.replace(Some(this));

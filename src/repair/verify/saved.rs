@@ -1,8 +1,8 @@
 //! How far a verification is, noted now and then in `fanout.verification`, so that another call can go on there.
 //!
-//! Each run has a row of its own and writes all of it each time: two of one sync never share one. Who goes on with another's
-//! makes its row his own; if that other is alive after all, it notes itself anew. A row is of the sync as it was when the
-//! verification began, and goes when the worker delivers all anew: what was compared is not so any more then.
+//! Each run has a row of its own and writes all of it each time: two of one sync never share one. Who goes on with
+//! another's makes its row his own; if that other is alive after all, it notes itself anew. A row is of the sync as it was
+//! when the verification began, and goes when the worker delivers all anew: what was compared is not so any more then.
 
 use super::{Stage, Verification};
 use crate::capture::image;
@@ -90,7 +90,7 @@ impl Verification {
         };
         let suspects: Vec<&[u8]> = self.suspects.iter().map(|suspect| suspect.address.as_slice()).collect();
         let digests: Vec<u8> = self.digests.iter().flat_map(|digest| digest.to_le_bytes()).collect();
-        // Where a reconcile has begun meanwhile, nothing: the worker, which wants to lock the sync's row for that, deletes ours.
+        // Nothing where a reconcile has begun meanwhile: the worker, which has to lock the sync's row for it, deletes ours.
         let sql = "INSERT INTO fanout.verification \
                 (sync_id, run, definition, stage, position, cursor, server_run, suspects, digests, incomplete, begun, \
                  rows, documents, missing, extra, different, dead, unsettled, repaired, differences) \
@@ -154,8 +154,8 @@ impl Verification {
     pub(super) fn go_on(&mut self, sync: &Sync) -> Result<(), &'static str> {
         let sql = "UPDATE fanout.verification SET run = $2 WHERE sync_id = $1 AND run = \
                 (SELECT run FROM fanout.verification WHERE sync_id = $1 ORDER BY saved_at DESC LIMIT 1 FOR UPDATE) \
-            RETURNING definition, saved_at > pg_catalog.clock_timestamp() - interval '1 day' AS recent, stage, position, \
-                cursor, server_run, digests, incomplete, begun, \
+            RETURNING definition, saved_at > pg_catalog.clock_timestamp() - interval '1 day' AS recent, \
+                stage, position, cursor, server_run, digests, incomplete, begun, \
                 rows, documents, missing, extra, different, dead, unsettled, repaired, differences";
         let suspects = "SELECT pg_catalog.unnest(suspects) FROM fanout.verification WHERE sync_id = $1 AND run = $2";
         let noted = privileged(|| {
