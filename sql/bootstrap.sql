@@ -162,20 +162,19 @@ CREATE TABLE fanout.home (
 COMMENT ON TABLE fanout.home IS 'the cluster and database, and the start of the machine, that the worker ran in last: pg_upgrade is told by it';
 
 -- The journal. Segments are written in turn and truncated, never deleted from. PLAIN: nothing is toasted, so a tuple is
--- one page at most and a segment is one file. vacuum_truncate off: the reader remembers block numbers.
-CREATE TABLE fanout.journal_template (
-    xid     xid8 NOT NULL,
-    payload bytea NOT NULL
-) USING heap;
-ALTER TABLE fanout.journal_template ALTER COLUMN payload SET STORAGE PLAIN;
-COMMENT ON TABLE fanout.journal_template IS 'what a journal segment looks like: top-level transaction, packed addresses; itself always empty';
-
-CREATE TABLE fanout.journal_1 (LIKE fanout.journal_template INCLUDING STORAGE) USING heap
-    WITH (autovacuum_enabled = off, vacuum_truncate = off);
-CREATE TABLE fanout.journal_2 (LIKE fanout.journal_template INCLUDING STORAGE) USING heap
-    WITH (autovacuum_enabled = off, vacuum_truncate = off);
-COMMENT ON TABLE fanout.journal_1 IS 'a segment of the journal';
-COMMENT ON TABLE fanout.journal_2 IS 'a segment of the journal';
+-- one page at most and a segment is one file. vacuum_truncate off: the reader remembers block numbers. All are there from
+-- the beginning: a publication FOR ALL TABLES names them, and to subscribe to it a subscriber must have them too.
+DO $$
+BEGIN
+    FOR number IN 1..8 LOOP
+        EXECUTE pg_catalog.format('CREATE TABLE fanout.journal_%s (xid xid8 NOT NULL, payload bytea NOT NULL)
+            USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off)', number);
+        EXECUTE pg_catalog.format('ALTER TABLE fanout.journal_%s ALTER COLUMN payload SET STORAGE PLAIN', number);
+        EXECUTE pg_catalog.format('COMMENT ON TABLE fanout.journal_%s IS %L', number,
+            'a segment of the journal: top-level transaction, packed addresses');
+    END LOOP;
+END
+$$;
 
 GRANT SELECT, UPDATE, DELETE ON fanout.sync TO fanout_worker;
 GRANT SELECT, UPDATE ON fanout.relation TO fanout_worker;

@@ -15,6 +15,7 @@ mod naming;
 mod regclass;
 pub mod relation;
 pub mod source;
+pub mod subscription;
 pub mod triggers;
 pub mod version;
 

@@ -4,7 +4,6 @@ use super::cycle::spill;
 use super::pending::Epoch;
 use super::runner::Runner;
 use super::shared::{self, Database};
-use super::store;
 use super::transaction::transaction;
 use crate::journal::reader::{Audit, Extent, Reader};
 use crate::settings;
@@ -17,8 +16,6 @@ const QUIET_BLOCKS: u32 = 32;
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a sync may hold a segment back before its backlog is stored in the table.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A journal has never more segments: with that many, all hold tuples of running transactions.
-const MAX_SEGMENTS: u32 = 64;
 
 /// A segment that was left, and what must be acknowledged before it is emptied.
 struct Sealed {
@@ -48,7 +45,10 @@ impl Rotation {
         let current = database.segment();
         let size = extents.iter().find(|extent| extent.number == current).map_or(0, |extent| extent.blocks);
         if size >= settings::segment_blocks() || (quiet && size >= QUIET_BLOCKS) {
-            self.switch(database, extents, current);
+            // If none is free, transactions that are open have written to all: the current one grows until one of them ends.
+            if let Some(free) = extents.iter().find(|extent| extent.number != current && extent.blocks == 0) {
+                database.set_segment(free.number);
+            }
         }
         if self.tried.is_some_and(|tried| tried.elapsed() < PAUSE) {
             return false;
@@ -61,22 +61,6 @@ impl Rotation {
             }
         }
         again
-    }
-
-    fn switch(&self, database: &Database, extents: &[Extent], current: u32) {
-        let free = extents.iter().find(|extent| extent.number != current && extent.blocks == 0);
-        if let Some(free) = free {
-            database.set_segment(free.number);
-            return;
-        }
-        let next = extents.len() as u32 + 1;
-        if next > MAX_SEGMENTS {
-            // A transaction has been open since; the current segment grows until it ends.
-            return;
-        }
-        if transaction(|| store::add_segment(next)).is_ok() {
-            database.set_segment(next);
-        }
     }
 
     /// Empties a segment if all in it is settled. True if it is to be read again instead.

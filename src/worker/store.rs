@@ -220,19 +220,3 @@ pub fn extent(source: pg_sys::Oid) -> (u32, i64, Option<i64>) {
     let blocks = bytes.unwrap_or(0) / i64::from(pg_sys::BLCKSZ);
     (u32::try_from(blocks).unwrap_or(u32::MAX), files.unwrap_or(0), rows)
 }
-
-/// Adds a segment to the journal.
-pub fn add_segment(number: u32) {
-    let name = format!("fanout.journal_{number}");
-    crate::catalog::acting::privileged(|| {
-        run(
-            &format!(
-                "CREATE TABLE {name} (LIKE fanout.journal_template INCLUDING STORAGE) USING heap \
-                 WITH (autovacuum_enabled = off, vacuum_truncate = off)"
-            ),
-            &[],
-        );
-        run(&format!("COMMENT ON TABLE {name} IS 'a segment of the journal'"), &[]);
-        run(&format!("ALTER EXTENSION pg_fanout ADD TABLE {name}"), &[]);
-    });
-}

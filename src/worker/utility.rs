@@ -5,7 +5,9 @@
 //! * DROP DATABASE, ALTER DATABASE … RENAME or SET TABLESPACE, and CREATE DATABASE … TEMPLATE need the database empty of
 //!   other sessions: its worker is sent away and kept away until the transaction ends.
 //!
-//! And one that changes rows without any trigger: REFRESH MATERIALIZED VIEW has the syncs of the view reconciled.
+//! One that changes rows without any trigger: REFRESH MATERIALIZED VIEW has the syncs of the view reconciled.
+//!
+//! And those that subscribe to another server's tables: ours are left out, for what is in them concerns that server alone.
 
 use super::shared::{self, Database, WorkerState};
 use crate::catalog::acting::privileged;
@@ -68,8 +70,12 @@ unsafe extern "C-unwind" fn on_utility(
     unsafe {
         let node = (*statement).utilityStmt;
         prepare(node);
-        // What the name says is looked up before: afterwards the statement's tree may be gone.
+        // What the statement says is looked up before: afterwards its tree may be gone.
         let refreshed = refreshed(node);
+        let subscribes = matches!(
+            (*node).type_,
+            pg_sys::NodeTag::T_CreateSubscriptionStmt | pg_sys::NodeTag::T_AlterSubscriptionStmt
+        );
         match PREVIOUS {
             Some(next) => next(statement, query, read_only, context, parameters, environment, destination, completion),
             None => pg_sys::standard_ProcessUtility(
@@ -82,6 +88,9 @@ unsafe extern "C-unwind" fn on_utility(
                 destination,
                 completion,
             ),
+        }
+        if subscribes {
+            crate::catalog::subscription::leave_out_ours();
         }
         if let Some(view) = refreshed {
             crate::catalog::fed_by(view).into_iter().for_each(crate::capture::mark);

@@ -67,7 +67,14 @@ fn a_subscriber_without_the_extension_goes_on() {
     assert!(!server.log().contains("ERROR:"), "{}", server.log());
 }
 
-/// PostgreSQL publishes the tables of every extension then; docs/operations.md says so.
+/// A subscription has these tables, copied and ready, thus none of ours.
+fn assert_none_of_ours(to: &mut World, tables: &str) {
+    let sql = "SELECT string_agg(concat_ws(' ', srrelid::regclass, srsubstate), ', ' ORDER BY srrelid::regclass::text)
+               FROM pg_subscription_rel";
+    eventually("the first copies are made", Duration::from_secs(30), || to.db.value(sql) == tables);
+}
+
+/// PostgreSQL publishes the tables of every extension then: the subscriber leaves them out.
 #[test]
 fn all_tables_are_for_subscribers_that_have_the_extension() {
     let server = publisher();
@@ -85,7 +92,21 @@ fn all_tables_are_for_subscribers_that_have_the_extension() {
     products(&mut without, 0);
     let refused = without.db.refusal(&create(&without.tag, &server, &from.database(), "everything"));
     assert_eq!(refused.message, "schema \"fanout\" does not exist");
-    let _subscription = Subscription::make(&to, &server, &from.database(), "everything");
+    // Rows with the keys of rows over there: what comes from there must neither meet nor change nor remove them.
+    let letter = |reason: &str, address: u32| {
+        format!(
+            "INSERT INTO fanout.dead_letter (sync_id, address, document_id, reason)
+             SELECT sync_id, '\\x0{address}', 'by hand', '{reason}' FROM fanout.sync"
+        )
+    };
+    for address in 1..=3 {
+        to.db.exec(&letter("own", address));
+    }
+    from.db.exec(&letter("of the publisher", 1));
+    let letters = "SELECT string_agg(reason || encode(address, 'hex'), ' ' ORDER BY address) FROM fanout.dead_letter";
+    let numbers = "SELECT array_agg(sync_id ORDER BY sync_id) FROM fanout.sync";
+    assert_eq!(from.db.value(numbers), to.db.value(numbers), "both have the same number");
+    let subscription = Subscription::make(&to, &server, &from.database(), "everything");
     for round in 0..3 {
         from.db.exec(&format!("UPDATE product SET price = {round}; DELETE FROM product WHERE id = {round} + 7"));
         from.db.exec(&format!("SELECT fanout.reconcile('{sync}')"));
@@ -93,9 +114,47 @@ fn all_tables_are_for_subscribers_that_have_the_extension() {
         assert_replicated(&mut from, &mut to);
         assert_in_step(&mut to, &own);
     }
+    assert_none_of_ours(&mut to, "product r");
+    // All that can become of a row, and of a table.
+    from.db.exec(&letter("of the publisher", 2));
+    from.db.exec("UPDATE fanout.dead_letter SET reason = 'of the publisher, changed'");
+    from.db.exec("DELETE FROM fanout.dead_letter WHERE address = '\\x02'");
+    from.db.exec("UPDATE fanout.sync SET note = 'of the publisher'; UPDATE fanout.clock SET reserved = reserved + 1");
+    from.db.exec("TRUNCATE fanout.dead_letter");
+    from.db.exec(&letter("of the publisher", 4));
+    // A table that comes later is taken up, and ours are not.
+    for world in [&mut from, &mut to] {
+        world.db.exec("CREATE TABLE shelf (id int PRIMARY KEY)");
+    }
+    from.db.exec("INSERT INTO shelf SELECT generate_series(1, 10)");
+    // As it is where the library was not preloaded, or another version, when the subscription was made.
+    to.db.exec(&format!(
+        "INSERT INTO pg_subscription_rel SELECT oid, 'fanout.dead_letter'::regclass, 'r' FROM pg_subscription
+         WHERE subname = '{}'",
+        subscription.name
+    ));
+    for step in ["REFRESH PUBLICATION", "DISABLE", "ENABLE"] {
+        to.db.exec(&format!("ALTER SUBSCRIPTION {} {step}", subscription.name));
+    }
+    from.db.exec("INSERT INTO shelf VALUES (11); UPDATE product SET price = 77");
+    assert_none_of_ours(&mut to, "product r, shelf r");
+    assert_replicated(&mut from, &mut to);
+    assert_eq!(to.db.value("SELECT count(*) FROM shelf"), "11");
+    assert_in_step(&mut to, &own);
+    assert_eq!(to.db.value(letters), "own01 own02 own03");
+    assert_eq!(to.db.value("SELECT count(*) FROM fanout.sync WHERE note IS NULL"), "1");
+    assert_eq!(to.db.value("SELECT count(*) FROM fanout.pending"), "0");
+    let reserved = "SELECT reserved FROM fanout.clock";
+    assert_ne!(to.db.value(reserved), from.db.value(reserved));
+    let failed = format!(
+        "SELECT apply_error_count + sync_error_count FROM pg_stat_subscription_stats WHERE subname = '{}'",
+        to.tag
+    );
+    assert_eq!(to.db.value(&failed), "0");
     // Captured keys are in nobody's stream.
     let seen = from.db.column("SELECT data FROM pg_logical_slot_get_changes('seen', NULL, NULL)");
     assert!(seen.iter().any(|it| it.contains("table public.product: DELETE")));
+    assert!(seen.iter().any(|it| it.contains("table fanout.dead_letter: TRUNCATE")), "{seen:?}");
     assert!(!seen.iter().any(|it| it.contains("fanout.journal")), "{seen:?}");
 }
 
@@ -108,7 +167,7 @@ fn an_extension_made_on_a_publisher_of_all_tables_is_made_on_the_subscriber_firs
     let mut to = World::bare("made_first");
     products(&mut from, 10);
     products(&mut to, 0);
-    let _subscription = Subscription::make(&to, &server, &from.database(), "everything");
+    let subscription = Subscription::make(&to, &server, &from.database(), "everything");
     assert_replicated(&mut from, &mut to);
     from.db.exec("CREATE EXTENSION pg_fanout; UPDATE product SET price = 1");
     let complaints = format!(
@@ -120,6 +179,8 @@ fn an_extension_made_on_a_publisher_of_all_tables_is_made_on_the_subscriber_firs
     // Made there too it goes on where it stopped, and keeps its own.
     to.db.exec("CREATE EXTENSION pg_fanout");
     assert_replicated(&mut from, &mut to);
+    to.db.exec(&format!("ALTER SUBSCRIPTION {} REFRESH PUBLICATION", subscription.name));
+    assert_none_of_ours(&mut to, "product r");
     assert_eq!(to.db.value("SELECT count(*) FROM fanout.sync"), "0");
 }
 

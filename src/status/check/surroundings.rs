@@ -89,8 +89,9 @@ fn numbers<const N: usize>(sql: &str, args: &[DatumWithOid]) -> [i64; N] {
 fn journal(findings: &mut Findings) {
     let segment = i64::from(settings::segment_blocks()) * i64::from(pg_sys::BLCKSZ);
     let [bytes, segments] = numbers(
-        "SELECT sum(pg_catalog.pg_relation_size(c.oid))::bigint, count(*)
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        "SELECT sum(size)::bigint, count(*) FILTER (WHERE size > 0)
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
+             pg_catalog.pg_relation_size(c.oid) AS size
          WHERE n.nspname = 'fanout' AND c.relname ~ '^journal_[0-9]+$'",
         &[],
     );
