@@ -1,17 +1,17 @@
 //! Subscriptions of logical replication, where the publisher has the extension as well.
 //!
-//! A publication FOR ALL TABLES has our tables in it: PostgreSQL cannot leave out any, and publishes those of extensions. What
-//! is in them concerns the publisher alone: its syncs, its pending addresses, its clock. Here it would be taken for ours, or conflict with
-//! it for ever. A subscription applies changes of a table only if the table is in pg_subscription_rel, where CREATE SUBSCRIPTION
-//! and REFRESH PUBLICATION put it; of others it drops rows and TRUNCATE alike. A trigger could drop rows only, and at each
-//! row that we write ourselves.
+//! A publication FOR ALL TABLES has our tables in it: PostgreSQL cannot leave out any, and publishes those of extensions.
+//! What is in them concerns the publisher alone: its syncs, its pending addresses, its clock. Here it would be taken for ours,
+//! or conflict with it for ever. A subscription applies changes of a table only if the table is in pg_subscription_rel, where
+//! CREATE SUBSCRIPTION and REFRESH PUBLICATION put it; of others it drops rows and TRUNCATE alike. A trigger could drop rows
+//! only, and would run at each row that we write ourselves.
 
 use super::acting::privileged;
 use super::{ours, own_relation};
 use pgrx::{Spi, pg_sys};
 
-/// Takes our tables out of all subscriptions of the database, before a worker has seen them there. Called after each statement that may
-/// have put them in, within its transaction.
+/// Takes our tables out of all subscriptions of the database. Called after each statement that may have put them in, within its
+/// transaction: so no worker sees them there.
 pub fn leave_out_ours() {
     if own_relation(c"sync") == pg_sys::InvalidOid {
         return;

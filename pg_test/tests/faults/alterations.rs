@@ -1,5 +1,6 @@
 //! What changes a table without a row trigger seeing it, and DDL beside a busy worker.
 
+use crate::postgres::worker;
 use crate::proxied::{Proxies, in_step_again};
 use crate::tables::products;
 use pg_test::proxy::Fault;
@@ -59,6 +60,28 @@ fn an_empty_partition_more_delivers_nothing_again() {
     assert_eq!(world.status(&sync, "delivered"), before);
     world.db.exec("INSERT INTO event VALUES (1, 9, 'n')");
     assert_in_step(&mut world, &sync);
+}
+
+/// What a key is of now is not noted before what follows from it.
+#[test]
+fn a_key_of_another_type_is_not_forgotten_by_a_worker_that_ends() {
+    let mut world = World::alone("retyped");
+    products(&mut world, 100);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    world.db.exec(
+        "CREATE FUNCTION not_now() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
+         CREATE TRIGGER not_now BEFORE UPDATE ON fanout.sync FOR EACH ROW WHEN (NEW.phase = 'reconcile')
+         EXECUTE FUNCTION not_now();
+         ALTER TABLE product ALTER id TYPE text",
+    );
+    eventually("the worker cannot note that it has to reconcile", Duration::from_secs(30), || {
+        world.status(&sync, "last_error").contains("not now")
+    });
+    let pid = worker(&mut world);
+    world.db.exec(&format!("SELECT pg_terminate_backend({pid}, 10000)"));
+    world.db.exec("DROP TRIGGER not_now ON fanout.sync");
+    in_step_again(&mut world, &sync);
 }
 
 #[test]

@@ -6,6 +6,10 @@ use crate::watch::processor_time;
 use pg_test::{Engine, ServerLog, Setting, World, assert_in_step, eventually, eventually_ok};
 use std::time::{Duration, Instant};
 
+/// Bytes of the journal.
+const JOURNAL: &str = "SELECT sum(pg_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                       WHERE nspname = 'fanout' AND relname ~ '^journal_[0-9]'";
+
 #[test]
 fn a_backlog_past_its_bound_is_reconciled_by_itself() {
     let mut world = World::alone("backlog");
@@ -92,11 +96,9 @@ fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
     // Its xid is there first, and so is a part of its changes: these are more than it may hold in memory, so they are
     // in the journal before its end, where they keep a segment from being emptied.
     old.exec("SET fanout.capture_memory = '64kB'");
-    let most = "SELECT sum(pg_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-                WHERE nspname = 'fanout' AND relname ~ '^journal_[0-9]'";
-    let before = world.db.value(most).parse::<u64>().expect("a number");
+    let before = world.db.value(JOURNAL).parse::<u64>().expect("a number");
     old.exec("BEGIN; UPDATE product SET name = 'of the old transaction' WHERE id = 1 OR id > 100000");
-    let spilled = world.db.value(most).parse::<u64>().expect("a number") - before;
+    let spilled = world.db.value(JOURNAL).parse::<u64>().expect("a number") - before;
     assert!(spilled > 8192, "nothing of the open transaction is in the journal");
     // A reader holds a snapshot beside it.
     let mut reader = world.connect();
@@ -114,7 +116,7 @@ fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
         ));
         world.wait(&sync);
         costs.push(processor_time(&mut world) - before);
-        largest = largest.max(world.db.value(most).parse().expect("a number"));
+        largest = largest.max(world.db.value(JOURNAL).parse().expect("a number"));
     }
     // 100,000 transactions in the long form, of 48 bytes at least, in segments of 128 kB.
     assert!(largest < 3_000_000, "the journal grew to {largest} bytes");
@@ -135,8 +137,55 @@ fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
     assert_in_step(&mut world, &sync);
     eventually("the journal is small again", Duration::from_secs(30), || {
         world.db.exec("UPDATE product SET price = price WHERE id = 5");
-        world.db.value(most).parse::<u64>().expect("a number") < 1_000_000
+        world.db.value(JOURNAL).parse::<u64>().expect("a number") < 1_000_000
     });
+}
+
+/// What is kept while a target is away depends on how many keys changed, not on how often.
+#[test]
+fn the_same_keys_again_and_again_take_no_more_room() {
+    let mut world = World::alone("same_keys");
+    let _size = Setting::set(&mut world, "fanout.segment_size", "128kB");
+    let proxies = Proxies::before(&mut world);
+    products(&mut world, 60);
+    let away = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    assert_in_step(&mut world, &away);
+    assert_in_step(&mut world, &cache);
+    proxies.opensearch.plan(|_| pg_test::proxy::Fault::Reset);
+    proxies.opensearch.refuse(true);
+    let mut session = world.connect();
+    let mut number = |sql: &str| world.db.value(sql).parse::<u64>().expect("a number");
+    let mut sizes = Vec::new();
+    // Longer than a segment waits for a sync before what it holds is stored.
+    let (begun, patience) = (Instant::now(), Duration::from_secs(10));
+    while begun.elapsed() < patience * if crate::minutes().is_some() { 6 } else { 3 } {
+        session.exec(
+            "DO $$ BEGIN FOR i IN 1..5000 LOOP
+                 UPDATE product SET price = i WHERE id = 1 + i % 50; COMMIT;
+             END LOOP; END $$",
+        );
+        // One that is stored and changed again counts twice.
+        assert!(number(&format!("SELECT pending FROM fanout.status WHERE sync = '{away}'")) <= 100);
+        assert!(number("SELECT count(*) FROM fanout.pending") <= 50);
+        if begun.elapsed() > patience {
+            sizes.push((number(JOURNAL), number("SELECT pg_total_relation_size('fanout.pending')")));
+        }
+    }
+    let journal = sizes.iter().map(|&(journal, _)| journal).max().expect("a size");
+    assert!(journal < 8 << 20, "bytes of journal and pending: {sizes:?}");
+    eventually("the journal is emptied though the target is away", Duration::from_secs(30), || {
+        session.exec("UPDATE product SET price = 0 WHERE id = 1");
+        number(JOURNAL) < 1 << 20
+    });
+    assert!(number("SELECT count(*) FROM fanout.pending") > 0, "it is stored");
+    let pending = sizes.iter().map(|&(_, pending)| pending);
+    assert!(pending.clone().all(|size| size < 256 << 10), "bytes of journal and pending: {sizes:?}");
+    // Those of the sync that is not away were delivered meanwhile.
+    assert_in_step(&mut world, &cache);
+    proxies.calm();
+    in_step_again(&mut world, &away);
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod clock;
 mod disk;
 mod explained;
 mod keyspace;
+mod moved;
 mod postgres;
 mod proxied;
 mod reading;

@@ -12,7 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-on_each_engine!(the_last_committed_state_wins_whatever_the_order_of_the_transactions);
+on_each_engine!(
+    the_last_committed_state_wins_whatever_the_order_of_the_transactions,
+    writers_that_wait_for_a_row_commit_in_turns,
+);
 
 /// The process that serves this database.
 pub fn worker(world: &mut World) -> String {
@@ -111,6 +114,52 @@ fn the_last_committed_state_wins_whatever_the_order_of_the_transactions(world: &
         late.exec("COMMIT");
     }
     assert_in_step(world, &sync);
+}
+
+/// Writers that wait for one row get it in turns, each within a transaction that was there before the one it waited for.
+fn writers_that_wait_for_a_row_commit_in_turns(world: &mut World, engine: &Engine) {
+    products(world, 10);
+    let syncs = [world.index_table("product", engine, ""), world.cache_table("product", "")];
+    let mut holder = world.connect();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND backend_type = 'client backend'";
+    for round in 0..6 {
+        // The first to have a transaction id is the last to have the row.
+        let mut writers: Vec<Session> = (0..6).map(|_| world.connect()).collect();
+        for writer in &mut writers {
+            writer.exec("BEGIN; SELECT pg_current_xact_id()");
+        }
+        holder.exec(&format!("BEGIN; UPDATE product SET name = 'holder {round}' WHERE id = 1"));
+        let writers: Vec<_> = (writers.into_iter().enumerate().rev())
+            .map(|(n, mut writer)| {
+                let queued = world.db.value(waiting);
+                let thread = thread::spawn(move || {
+                    // What it does when the row is its own: some delete it, the next one makes it again.
+                    writer.exec(&match (n + round) % 3 {
+                        0 => "DELETE FROM product WHERE id = 1".to_owned(),
+                        _ => format!(
+                            "INSERT INTO product (id, name) VALUES (1, 'made by {n} in {round}')
+                             ON CONFLICT (id) DO UPDATE SET name = 'changed by {n} in {round}'"
+                        ),
+                    });
+                    thread::sleep(Duration::from_millis(10 * (n as u64 % 3)));
+                    writer.exec("COMMIT");
+                });
+                eventually("it waits", Duration::from_secs(10), || world.db.value(waiting) != queued);
+                thread
+            })
+            .collect();
+        holder.exec("COMMIT");
+        for writer in writers {
+            writer.join().expect("no writer fails");
+            if round % 2 == 0 {
+                world.wait(&syncs[0]);
+            }
+        }
+        for sync in &syncs {
+            assert_in_step(world, sync);
+        }
+    }
 }
 
 #[test]
