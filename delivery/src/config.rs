@@ -34,6 +34,12 @@ pub enum ConfigError {
     /// The socket's path.
     #[error("a unix URL needs the path of a socket: unix:///run/redis.sock")]
     SocketPath,
+    /// A database number other than 0, where there is a cluster.
+    #[error("a Redis Cluster has only the database 0")]
+    ClusterDatabase,
+    /// Nodes with and without TLS.
+    #[error("all URLs of a Redis Cluster must begin with the same scheme")]
+    ClusterScheme,
 }
 
 /// Redis' port where a URL has none.
@@ -199,10 +205,12 @@ impl EngineConfig {
     }
 }
 
-/// A Redis server (or a server that speaks its protocol, as Valkey). Redis Cluster is not supported.
+/// A Redis server (or a server that speaks its protocol, as Valkey), or a Redis Cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisConfig {
-    pub(crate) url: Url,
+    /// One, or of a cluster at least one.
+    pub(crate) urls: Vec<Url>,
+    pub(crate) cluster: bool,
     /// ACL user; `None` for the default user.
     pub username: Option<String>,
     /// Password.
@@ -229,19 +237,44 @@ impl RedisConfig {
             }
             database(&url)?;
         }
-        Ok(RedisConfig {
-            url,
+        Ok(RedisConfig::at(vec![url], false))
+    }
+
+    /// As [`RedisConfig::new`], for a Redis Cluster: `redis` or `rediss` URLs of one or more of its nodes. The others are asked
+    /// for, and reached in the same way.
+    pub fn cluster<S: AsRef<str>>(urls: &[S]) -> Result<RedisConfig, ConfigError> {
+        let urls =
+            urls.iter().map(|url| checked(url.as_ref(), &["redis", "rediss"])).collect::<Result<Vec<Url>, _>>()?;
+        let first = urls.first().ok_or(ConfigError::NoUrl)?;
+        for url in &urls {
+            if url.host_str().is_none_or(str::is_empty) {
+                return Err(ConfigError::NoHost);
+            }
+            if database(url)? != 0 {
+                return Err(ConfigError::ClusterDatabase);
+            }
+            if url.scheme() != first.scheme() {
+                return Err(ConfigError::ClusterScheme);
+            }
+        }
+        Ok(RedisConfig::at(urls, true))
+    }
+
+    fn at(urls: Vec<Url>, cluster: bool) -> RedisConfig {
+        RedisConfig {
+            urls,
+            cluster,
             username: None,
             password: None,
             tls: Tls::default(),
             connect_timeout: CONNECT_TIMEOUT,
             request_timeout: REQUEST_TIMEOUT,
-        })
+        }
     }
 
-    /// The address.
-    pub fn url(&self) -> &Url {
-        &self.url
+    /// The addresses: more than one only of a cluster.
+    pub fn urls(&self) -> &[Url] {
+        &self.urls
     }
 }
 
@@ -264,12 +297,12 @@ impl ServerConfig {
                 one.urls.iter().any(|url| other.urls.iter().any(|node| root(url) == root(node)))
             }
             (ServerConfig::Redis(one), ServerConfig::Redis(other)) => {
-                let (one, other) = (&one.url, &other.url);
                 let at = |url: &Url| (url.host_str().map(str::to_owned), url.port().unwrap_or(REDIS_PORT));
-                match (one.scheme(), other.scheme()) {
+                let same = |one: &Url, other: &Url| match (one.scheme(), other.scheme()) {
                     ("unix", _) | (_, "unix") => one == other,
                     _ => at(one) == at(other) && database(one) == database(other),
-                }
+                };
+                one.urls.iter().any(|url| other.urls.iter().any(|node| same(url, node)))
             }
             _ => false,
         }
@@ -302,6 +335,16 @@ mod tests {
     }
 
     #[test]
+    fn urls_of_a_cluster() {
+        assert_eq!(RedisConfig::cluster(&["redis://a:1", "redis://b/0", "redis://[::1]:7/"]).unwrap().urls().len(), 3);
+        assert_eq!(RedisConfig::cluster::<&str>(&[]), Err(ConfigError::NoUrl));
+        assert_eq!(RedisConfig::cluster(&["redis://a", "redis:///0"]), Err(ConfigError::NoHost));
+        assert_eq!(RedisConfig::cluster(&["redis://a/1"]), Err(ConfigError::ClusterDatabase));
+        assert_eq!(RedisConfig::cluster(&["redis://a", "rediss://b"]), Err(ConfigError::ClusterScheme));
+        assert!(matches!(RedisConfig::cluster(&["unix:///run/redis.sock"]), Err(ConfigError::Scheme(_))));
+    }
+
+    #[test]
     fn urls_that_lead_to_the_same_place() {
         let engine = |urls: &[&str]| ServerConfig::Engine(EngineConfig::new(urls).unwrap());
         let redis = |url| ServerConfig::Redis(RedisConfig::new(url).unwrap());
@@ -312,6 +355,8 @@ mod tests {
         assert!(!redis("redis://h/1").leads_where(&redis("redis://h")));
         assert!(redis("unix:///run/redis.sock").leads_where(&redis("unix:///run/redis.sock")));
         assert!(!redis("unix:///run/a").leads_where(&redis("unix:///run/b")));
+        let cluster = ServerConfig::Redis(RedisConfig::cluster(&["redis://a:1", "redis://b:1"]).unwrap());
+        assert!(cluster.leads_where(&redis("redis://b:1")) && !cluster.leads_where(&redis("redis://c:1")));
         assert!(!engine(&["http://h:6379"]).leads_where(&redis("redis://h")));
     }
 

@@ -93,6 +93,7 @@ pub fn server_options(data: &[u8]) {
     if let Ok(config) = EngineConfig::new(&urls) {
         assert_eq!(config.urls().len(), urls.len());
     }
+    let _ = RedisConfig::cluster(&urls);
     for url in urls {
         let _ = RedisConfig::new(url);
     }

@@ -212,7 +212,8 @@ pub(crate) struct Control {
     pub(crate) heartbeat_ms: u64,
     pub(crate) heartbeat_every_ms: u64,
     pub(crate) by: String,
-    /// Redis: the run of the server that this was written to. One that started again may have lost what it acknowledged.
+    /// Redis: the run of the server that this was written to, or those of all nodes of a cluster, between commas. One that
+    /// started again may have lost what it acknowledged, and so may one that took the place of another.
     #[serde(default)]
     pub(crate) server: Option<String>,
 }
@@ -237,9 +238,11 @@ impl Control {
         self.epoch = first_epoch();
     }
 
-    /// Whether this was written to another run of the server, as far as both are known.
+    /// Whether this was written to another run of the server, or to one of a node that is there no more, as far as both are
+    /// known. A node that has come to a cluster is no loss.
     pub(crate) fn is_of_another_run(&self, server: Option<&str>) -> bool {
-        !alike(self.server.as_deref(), server)
+        let Some((known, present)) = self.server.as_deref().zip(server) else { return false };
+        known.split(',').any(|run| present.split(',').all(|other| other != run))
     }
 
     /// Whether this was written by the very run that holds this ownership.
@@ -428,6 +431,18 @@ mod tests {
         assert!(moved.epoch > theirs.epoch + 1, "{} {}", theirs.epoch, moved.epoch);
         let forced = Claim { force: true, sighting: None, ..copy };
         assert!(taken(forced.decide(Some((&theirs, "1".into())))).unwrap().epoch > theirs.epoch + 1);
+    }
+
+    #[test]
+    fn a_run_that_is_gone_is_noticed() {
+        let mut control = taken(claim("a").decide(None)).unwrap();
+        assert!(!control.is_of_another_run(Some("a")), "it is not known which it was");
+        control.server = Some("a,b".into());
+        for (present, another) in
+            [(None, false), (Some("a,b"), false), (Some("c,b,a"), false), (Some("a"), true), (Some("a,c"), true)]
+        {
+            assert_eq!(control.is_of_another_run(present), another, "{present:?}");
+        }
     }
 
     #[test]

@@ -76,9 +76,9 @@ fn all_keys_are_found() {
     assert!(done(&target.send(&batch).unwrap()));
     let template = delivery::template::KeyTemplate::parse(&format!("{prefix}:${{id}}")).unwrap();
     let mut found = BTreeSet::new();
-    let mut cursor = None;
+    let mut cursor: Option<String> = None;
     loop {
-        let page = target.scan_keys(&template.glob(), cursor, 100).unwrap();
+        let page = target.scan_keys(&template.glob(), cursor.as_deref(), 100).unwrap();
         found.extend(page.keys);
         cursor = page.cursor;
         if cursor.is_none() {
@@ -128,7 +128,7 @@ impl SlowNetwork {
 #[test]
 fn a_new_connection_ends_the_old_one() {
     let Some(config) = config() else { return };
-    let server = format!("{}:{}", config.url().host_str().unwrap(), config.url().port().unwrap_or(6379));
+    let server = format!("{}:{}", config.urls()[0].host_str().unwrap(), config.urls()[0].port().unwrap_or(6379));
     let network = SlowNetwork::before(server);
     let mut config = RedisConfig::new(&format!("redis://127.0.0.1:{}", network.port)).unwrap();
     config.request_timeout = Duration::from_millis(300);

@@ -17,6 +17,8 @@ struct Sync {
     address_columns: Vec<String>,
     format: String,
     options: Value,
+    /// Of the nodes, if it is a Redis Cluster.
+    cluster: Option<String>,
 }
 
 /// One row, or one document.
@@ -61,7 +63,10 @@ pub fn differences(world: &mut World, sync: &str) -> Vec<String> {
 fn find(db: &mut Session, name: &str) -> Sync {
     let row = db.value(&format!(
         "SELECT json_build_array(kind, source::text, server, target, to_json(key_columns), to_json(address_columns),
-                coalesce(options->>'format', 'json'), options)
+                coalesce(options->>'format', 'json'), options,
+                (SELECT url.option_value FROM pg_foreign_server, pg_options_to_table(srvoptions) AS url,
+                        pg_options_to_table(srvoptions) AS cluster
+                 WHERE srvname = server AND url.option_name = 'url' AND cluster.option_name = 'cluster'))
          FROM fanout.sync WHERE name = '{name}'"
     ));
     let row: Value = serde_json::from_str(&row).expect("JSON from json_build_array");
@@ -79,6 +84,7 @@ fn find(db: &mut Session, name: &str) -> Sync {
         address_columns: list(5),
         format: text(6),
         options: row[7].clone(),
+        cluster: row[8].as_str().map(str::to_owned),
     }
 }
 
@@ -148,7 +154,7 @@ fn found(sync: &Sync) -> Vec<Entry> {
     }
     // All keys of a template begin with what stands before its first column.
     let prefix = sync.target.split("${").next().unwrap_or_default();
-    let mut redis = Keyspace::open();
+    let mut redis = sync.cluster.as_deref().map_or_else(Keyspace::open, Keyspace::of_cluster);
     let pairs = if sync.format == "hash" { redis.hashes(prefix) } else { redis.json(prefix) };
     pairs.into_iter().map(|(key, value)| Entry { name: Some(key), value }).collect()
 }

@@ -4,9 +4,11 @@ use crate::environment::variable;
 use redis::{Commands, Connection};
 use serde_json::{Map, Value};
 
-/// A connection to the Redis of the stack.
+/// The Redis of the stack, or a Redis Cluster.
 pub struct Keyspace {
     connection: Connection,
+    /// Of a cluster: the other nodes. What asks for one key asks the first alone.
+    others: Vec<Connection>,
 }
 
 impl Keyspace {
@@ -16,7 +18,25 @@ impl Keyspace {
         let connection = redis::Client::open(url.as_str())
             .and_then(|client| client.get_connection())
             .unwrap_or_else(|error| panic!("cannot connect to {url}: {error}; are the servers of stack/ up?"));
-        Self { connection }
+        Self { connection, others: Vec::new() }
+    }
+
+    /// Connects to each primary of the cluster that a node at one of these URLs, between commas, belongs to.
+    pub fn of_cluster(urls: &str) -> Self {
+        let connect = |url: &str| redis::Client::open(url).and_then(|client| client.get_connection());
+        let mut first = urls.split(',').find_map(|url| connect(url.trim()).ok()).expect("a node that answers");
+        type Range = (u16, u16, (String, u16));
+        let slots: Vec<Range> = redis::cmd("CLUSTER").arg("SLOTS").query(&mut first).expect("CLUSTER SLOTS");
+        let mut nodes: Vec<String> =
+            slots.iter().map(|(_, _, (host, port))| format!("redis://{host}:{port}")).collect();
+        nodes.sort();
+        nodes.dedup();
+        let mut nodes = nodes.iter().map(|url| connect(url).unwrap_or_else(|error| panic!("{url}: {error}")));
+        Self { connection: nodes.next().expect("a node with slots"), others: nodes.collect() }
+    }
+
+    fn nodes(&mut self) -> impl Iterator<Item = &mut Connection> {
+        std::iter::once(&mut self.connection).chain(&mut self.others)
     }
 
     /// All keys that begin with `prefix`, sorted.
@@ -27,8 +47,7 @@ impl Keyspace {
     }
 
     fn matching(&mut self, pattern: &str) -> Vec<String> {
-        let found = self.connection.scan_match::<_, String>(pattern).expect("SCAN");
-        let mut keys: Vec<String> = found.map(|key| key.expect("a key in UTF-8")).collect();
+        let mut keys: Vec<String> = self.nodes().flat_map(|node| matching(node, pattern)).collect();
         // SCAN may return a key twice.
         keys.sort();
         keys.dedup();
@@ -44,7 +63,7 @@ impl Keyspace {
     pub fn hash(&mut self, key: &str) -> Map<String, Value> {
         let fields: Vec<(String, String)> =
             self.connection.hgetall(key).unwrap_or_else(|error| panic!("HGETALL {key}: {error}"));
-        fields.into_iter().map(|(name, value)| (name, Value::String(value))).collect()
+        object(fields)
     }
 
     /// Milliseconds until the key expires; negative as Redis' PTTL says it: -1 never, -2 no such key.
@@ -60,23 +79,36 @@ impl Keyspace {
     /// All keys that begin with `prefix`, with the JSON that each holds.
     pub fn json(&mut self, prefix: &str) -> Vec<(String, Value)> {
         let mut found = Vec::new();
-        let keys = self.keys(prefix);
-        for chunk in keys.chunks(1000) {
-            let values: Vec<Option<String>> = self.connection.mget(chunk).expect("MGET");
-            for (key, value) in chunk.iter().zip(values) {
-                // A key may have expired or gone since it was listed.
-                let Some(text) = value else { continue };
-                let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
-                found.push((key.clone(), value));
-            }
+        for (key, text) in self.held::<Option<String>>(prefix, "GET") {
+            // A key may have expired or gone since it was listed.
+            let Some(text) = text else { continue };
+            found.push((key, serde_json::from_str(&text).unwrap_or(Value::String(text))));
         }
         found
     }
 
     /// All keys that begin with `prefix`, with the hash that each holds.
     pub fn hashes(&mut self, prefix: &str) -> Vec<(String, Value)> {
-        let keys = self.keys(prefix);
-        keys.into_iter().map(|key| (key.clone(), Value::Object(self.hash(&key)))).collect()
+        let hashes = self.held::<Vec<(String, String)>>(prefix, "HGETALL").into_iter();
+        hashes.map(|(key, fields)| (key, Value::Object(object(fields)))).collect()
+    }
+
+    /// What a command says of each key that begins with `prefix`, asked where the key is.
+    fn held<T: redis::FromRedisValue>(&mut self, prefix: &str, command: &str) -> Vec<(String, T)> {
+        let pattern = format!("{}*", literal(prefix));
+        let mut found = Vec::new();
+        for node in self.nodes() {
+            for chunk in matching(node, &pattern).chunks(1000) {
+                let mut pipeline = redis::pipe();
+                chunk.iter().for_each(|key| {
+                    pipeline.cmd(command).arg(key);
+                });
+                let values: Vec<T> = pipeline.query(node).unwrap_or_else(|error| panic!("{command}: {error}"));
+                found.extend(chunk.iter().cloned().zip(values));
+            }
+        }
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found
     }
 
     /// Removes every key that begins with `prefix`.
@@ -92,6 +124,19 @@ impl Keyspace {
             self.connection.del::<_, ()>(&key).expect("DEL");
         }
     }
+}
+
+fn object(fields: Vec<(String, String)>) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name, Value::String(value))).collect()
+}
+
+/// The keys of a node, sorted, each once.
+fn matching(node: &mut Connection, pattern: &str) -> Vec<String> {
+    let found = node.scan_match::<_, String>(pattern).expect("SCAN");
+    let mut keys: Vec<String> = found.map(|key| key.expect("a key in UTF-8")).collect();
+    keys.sort();
+    keys.dedup();
+    keys
 }
 
 /// Text as a pattern that matches only it.

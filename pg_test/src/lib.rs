@@ -26,6 +26,8 @@ mod peers;
 pub mod proxy;
 mod random;
 pub mod readme;
+#[path = "../../delivery/tests/common/redis_cluster.rs"]
+mod redis_cluster;
 mod second;
 mod setting;
 pub mod stack;
@@ -39,6 +41,7 @@ pub use keyspace::Keyspace;
 pub use log::ServerLog;
 pub use peers::{BlackHole, OldEngine};
 pub use random::Dice;
+pub use redis_cluster::RedisCluster;
 pub use second::Second;
 pub use setting::Setting;
 pub use waiting::{eventually, eventually_ok};

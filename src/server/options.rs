@@ -27,7 +27,7 @@ pub const MAX_SENDERS: i32 = 16;
 
 const ENGINE_SERVER: &[&str] =
     &["url", "flavor", "connect_timeout", "request_timeout", "compress", "senders", "ca", "verify"];
-const REDIS_SERVER: &[&str] = &["url", "connect_timeout", "request_timeout", "senders", "ca", "verify"];
+const REDIS_SERVER: &[&str] = &["url", "cluster", "connect_timeout", "request_timeout", "senders", "ca", "verify"];
 const ENGINE_MAPPING: &[&str] = &["username", "password", "api_key", "bearer_token", "client_cert", "client_key"];
 const REDIS_MAPPING: &[&str] = &["username", "password", "client_cert", "client_key"];
 
@@ -129,7 +129,15 @@ pub fn engine_config(options: &Options) -> Result<EngineConfig, Failure> {
 /// Redis's configuration from a server's options, without credentials.
 pub fn redis_config(options: &Options) -> Result<RedisConfig, Failure> {
     let url = required_url(options, "redis://localhost:6379/0")?;
-    let mut config = RedisConfig::new(url.trim()).map_err(refused_url)?;
+    let urls: Vec<&str> = url.split(',').map(str::trim).collect();
+    let mut config = if boolean(options, "cluster")?.unwrap_or(false) {
+        RedisConfig::cluster(&urls)
+    } else if urls.len() > 1 && urls.iter().all(|url| url.contains("://")) {
+        return Err(invalid("url", "several URLs are those of a Redis Cluster").hint("Add the option cluster 'true'."));
+    } else {
+        RedisConfig::new(url.trim())
+    }
+    .map_err(refused_url)?;
     if let Some(bound) = duration(options, "connect_timeout")? {
         config.connect_timeout = bound;
     }

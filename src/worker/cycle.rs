@@ -836,11 +836,9 @@ impl Worker {
                     Kind::Index => {
                         JobKind::ScanIds { index: runner.sync.concrete_index(), cursor: cursor.clone(), size: PAGE }
                     }
-                    Kind::Cache => JobKind::ScanKeys {
-                        glob: runner.templates.glob(),
-                        cursor: cursor.as_ref().and_then(|cursor| cursor.parse().ok()),
-                        count: PAGE,
-                    },
+                    Kind::Cache => {
+                        JobKind::ScanKeys { glob: runner.templates.glob(), cursor: cursor.clone(), count: PAGE }
+                    }
                 };
                 let number = runner.scan_number;
                 if self.send(id, Task::Ids(number), kind).is_ok()

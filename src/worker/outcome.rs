@@ -109,8 +109,7 @@ pub fn take(worker: &mut Worker, report: Report) {
         Task::Ids(_) => match report.result {
             Ok(JobResult::Ids(page)) => names(worker, id, &page),
             Ok(JobResult::Keys(page)) => {
-                let cursor = page.cursor.map(|cursor| cursor.to_string());
-                names(worker, id, &IdPage { ids: page.keys, cursor, ..IdPage::default() });
+                names(worker, id, &IdPage { ids: page.keys, cursor: page.cursor, ..IdPage::default() });
             }
             other => {
                 if let Some(runner) = worker.runners.get_mut(&id) {

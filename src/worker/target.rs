@@ -7,7 +7,7 @@ use super::transaction::transaction;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
 use delivery::engine::{IndexState, Unfit};
-use delivery::keyspace::RedisBatch;
+use delivery::keyspace::{RedisBatch, RedisOutcome};
 use delivery::ownership::{ClaimOutcome, Rival};
 use delivery::period::NONE;
 use delivery::sender::{JobKind, JobResult};
@@ -352,12 +352,21 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
             for (slot, key) in page.keys.iter().filter(ours).enumerate() {
                 batch.push_delete(slot as u32, key);
             }
-            (Task::Drop(Some(page.cursor.map_or_else(String::new, |cursor| cursor.to_string()))), JobKind::Redis(batch))
+            (Task::Drop(Some(page.cursor.unwrap_or_default())), JobKind::Redis(batch))
+        }
+        Ok(JobResult::Redis(outcomes)) if outcomes.iter().any(|(_, outcome)| *outcome != RedisOutcome::Done) => {
+            // From the start, a little later.
+            let refused = outcomes.into_iter().find_map(|(_, outcome)| match outcome {
+                RedisOutcome::Done => None,
+                RedisOutcome::Retry { reason } | RedisOutcome::Rejected { reason } => Some(reason),
+            });
+            runner.target = Target::Unknown;
+            runner.back_off(&format!("keys could not be deleted: {}", refused.unwrap_or_default()));
+            return;
         }
         Ok(JobResult::Redis(_)) if next.as_deref().is_some_and(|cursor| !cursor.is_empty()) => {
             let glob = runner.templates.glob();
-            let cursor = next.and_then(|cursor| cursor.parse().ok());
-            (Task::Drop(None), JobKind::ScanKeys { glob, cursor, count: PAGE })
+            (Task::Drop(None), JobKind::ScanKeys { glob, cursor: next, count: PAGE })
         }
         Ok(JobResult::Done) if let Some(older) = next.as_deref().and_then(|older| older.parse().ok()) => {
             let (next, kind) = generation(&runner.sync, older);

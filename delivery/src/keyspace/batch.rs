@@ -1,5 +1,7 @@
 //! A pipeline of commands as bytes, and the outcome of each slot from the replies.
 
+use std::ops::Range;
+
 use redis::{ServerError, Value};
 
 use crate::bulk::push_decimal;
@@ -12,10 +14,14 @@ pub struct RedisBatch {
     entries: Vec<Entry>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Entry {
     slot: u32,
     expects: Expects,
+    /// Where its commands begin.
+    begins: usize,
+    /// Where its key is.
+    key: Range<usize>,
 }
 
 /// The replies that a slot gets when all is well.
@@ -45,11 +51,11 @@ impl RedisBatch {
 
     /// `SET`, with `PX` if `ttl_ms` is given (0 counts as 1).
     pub fn push_set(&mut self, slot: u32, key: &str, value: &[u8], ttl_ms: Option<u64>) {
-        self.entries.push(Entry { slot, expects: Expects::Okay });
+        self.begin(slot, Expects::Okay);
+        push_array(&mut self.bytes, if ttl_ms.is_some() { 5 } else { 3 });
+        push_bulk(&mut self.bytes, b"SET");
+        self.push_key(key);
         let out = &mut self.bytes;
-        push_array(out, if ttl_ms.is_some() { 5 } else { 3 });
-        push_bulk(out, b"SET");
-        push_bulk(out, key.as_bytes());
         push_bulk(out, value);
         if let Some(ttl_ms) = ttl_ms {
             push_bulk(out, b"PX");
@@ -64,13 +70,14 @@ impl RedisBatch {
             return self.push_delete(slot, key);
         }
         let commands = if ttl_ms.is_some() { 3 } else { 2 };
-        self.entries.push(Entry { slot, expects: Expects::Transaction(commands) });
+        self.begin(slot, Expects::Transaction(commands));
         let out = &mut self.bytes;
         push_array(out, 1);
         push_bulk(out, b"MULTI");
         push_array(out, 2);
         push_bulk(out, b"DEL");
-        push_bulk(out, key.as_bytes());
+        self.push_key(key);
+        let out = &mut self.bytes;
         push_array(out, 2 + 2 * fields.len());
         push_bulk(out, b"HSET");
         push_bulk(out, key.as_bytes());
@@ -90,10 +97,34 @@ impl RedisBatch {
 
     /// `UNLINK`: a `DEL` whose memory is freed in the background.
     pub fn push_delete(&mut self, slot: u32, key: &str) {
-        self.entries.push(Entry { slot, expects: Expects::Number });
+        self.begin(slot, Expects::Number);
         push_array(&mut self.bytes, 2);
         push_bulk(&mut self.bytes, b"UNLINK");
+        self.push_key(key);
+    }
+
+    fn begin(&mut self, slot: u32, expects: Expects) {
+        self.entries.push(Entry { slot, expects, begins: self.bytes.len(), key: 0..0 });
+    }
+
+    /// The key of what was begun last.
+    fn push_key(&mut self, key: &str) {
         push_bulk(&mut self.bytes, key.as_bytes());
+        let end = self.bytes.len() - "\r\n".len();
+        if let Some(entry) = self.entries.last_mut() {
+            entry.key = end - key.len()..end;
+        }
+    }
+
+    /// The key of an entry.
+    pub(super) fn key(&self, entry: usize) -> &[u8] {
+        &self.bytes[self.entries[entry].key.clone()]
+    }
+
+    /// An entry as it is sent.
+    pub(super) fn command(&self, entry: usize) -> &[u8] {
+        let end = self.entries.get(entry + 1).map_or(self.bytes.len(), |next| next.begins);
+        &self.bytes[self.entries[entry].begins..end]
     }
 
     /// Number of slots.
@@ -112,38 +143,41 @@ impl RedisBatch {
     }
 
     /// Reads the outcomes, one reply after the other from `next`.
-    pub(crate) fn read_outcomes(&self, mut next: impl FnMut() -> Result<Value>) -> Result<Vec<(u32, RedisOutcome)>> {
-        let mut outcomes = Vec::with_capacity(self.entries.len());
-        let mut denied = None;
-        for entry in &self.entries {
-            let refusal = match entry.expects {
-                Expects::Okay => match next()? {
-                    Value::Okay => None,
-                    Value::ServerError(error) => Some(error),
-                    other => return Err(unexpected(&other)),
-                },
-                Expects::Number => match next()? {
-                    Value::Int(_) => None,
-                    Value::ServerError(error) => Some(error),
-                    other => return Err(unexpected(&other)),
-                },
-                Expects::Transaction(commands) => transaction(commands, &mut next)?,
-            };
-            let outcome = match refusal {
-                None => RedisOutcome::Done,
-                Some(error) => {
-                    if is_denied(error.code()) && denied.is_none() {
-                        denied = Some(text(&error));
-                    }
-                    refused(&error)
-                }
-            };
-            outcomes.push((entry.slot, outcome));
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn read_outcomes(&self, next: impl FnMut() -> Result<Value>) -> Result<Vec<(u32, RedisOutcome)>> {
+        self.outcomes(self.read_refusals(next)?)
+    }
+
+    /// Reads what each entry was refused with, one reply after the other from `next`.
+    pub(super) fn read_refusals(&self, mut next: impl FnMut() -> Result<Value>) -> Result<Vec<Option<ServerError>>> {
+        (0..self.len()).map(|entry| self.read_refusal(entry, &mut next)).collect()
+    }
+
+    /// Reads what an entry was refused with, if it was.
+    pub(super) fn read_refusal(
+        &self,
+        entry: usize,
+        next: &mut impl FnMut() -> Result<Value>,
+    ) -> Result<Option<ServerError>> {
+        let expects = self.entries[entry].expects;
+        if let Expects::Transaction(commands) = expects {
+            return transaction(commands, next);
         }
-        match denied {
-            Some(reason) => Err(Error::new(ErrorKind::Unauthorized, format!("Redis refused: {reason}"))),
-            None => Ok(outcomes),
+        match (next()?, expects) {
+            (Value::Okay, Expects::Okay) | (Value::Int(_), Expects::Number) => Ok(None),
+            (Value::ServerError(error), _) => Ok(Some(error)),
+            (other, _) => Err(unexpected(&other)),
         }
+    }
+
+    /// What became of each slot, from what it was refused with.
+    pub(super) fn outcomes(&self, refusals: Vec<Option<ServerError>>) -> Result<Vec<(u32, RedisOutcome)>> {
+        let denied = refusals.iter().flatten().find(|error| is_denied(error.code()));
+        if let Some(error) = denied {
+            return Err(Error::new(ErrorKind::Unauthorized, format!("Redis refused: {}", text(error))));
+        }
+        let outcome = |refusal: Option<ServerError>| refusal.map_or(RedisOutcome::Done, |error| refused(&error));
+        Ok(self.entries.iter().zip(refusals).map(|(entry, refusal)| (entry.slot, outcome(refusal))).collect())
     }
 }
 
@@ -233,6 +267,12 @@ fn push_bulk(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(text);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Before a command for a node that does not own the key's slot yet. It has a reply of its own.
+pub(super) fn push_asking(out: &mut Vec<u8>) {
+    push_array(out, 1);
+    push_bulk(out, b"ASKING");
 }
 
 fn push_number(out: &mut Vec<u8>, number: u64) {

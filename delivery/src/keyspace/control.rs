@@ -1,8 +1,12 @@
 //! Ownership in Redis: one control key a target, changed under WATCH, which needs no right to run scripts.
 
+use std::collections::BTreeMap;
+
 use redis::Value;
 
 use super::RedisTarget;
+use super::cluster::slot_of;
+use super::node::Node;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::{self, CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
@@ -12,113 +16,167 @@ const ATTEMPTS: usize = 5;
 impl RedisTarget {
     /// Claims a target; see [`crate::ownership`].
     pub fn claim(&mut self, claim: &Claim) -> Result<ClaimOutcome> {
-        for _ in 0..ATTEMPTS {
-            let found = self.watch_control(&claim.target)?;
-            let state = found.as_ref().map(|(control, text)| (control, control.state(text)));
-            match claim.decide(state) {
-                Decision::Leave(outcome) => {
-                    self.unwatch()?;
-                    return Ok(outcome);
-                }
-                Decision::Take(mut control) => {
-                    let run = self.run_id();
-                    if found.is_some_and(|(found, _)| found.is_of_another_run(run.as_deref())) {
-                        // It may have come back with less than it had: this is no going on.
-                        control.begin_anew();
+        let run = self.run_id()?;
+        self.at_control(&claim.target, |control| {
+            for _ in 0..ATTEMPTS {
+                let found = control.watch()?;
+                let state = found.as_ref().map(|(control, text)| (control, control.state(text)));
+                match claim.decide(state) {
+                    Decision::Leave(outcome) => {
+                        control.unwatch()?;
+                        return Ok(outcome);
                     }
-                    control.server = run;
-                    let text = control.to_json().to_string();
-                    if self.exec_control(&claim.target, Some(&text))? {
-                        return Ok(ClaimOutcome::Owned(Ownership::new(claim, control.epoch, Fence::Text(text))));
+                    Decision::Take(mut taken) => {
+                        if found.is_some_and(|(found, _)| found.is_of_another_run(run.as_deref())) {
+                            // It may have come back with less than it had: this is no going on.
+                            taken.begin_anew();
+                        }
+                        taken.server.clone_from(&run);
+                        let text = taken.to_json().to_string();
+                        if control.exec(Some(&text))? {
+                            return Ok(ClaimOutcome::Owned(Ownership::new(claim, taken.epoch, Fence::Text(text))));
+                        }
                     }
                 }
             }
-        }
-        Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+            Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+        })
     }
 
     /// Renews ownerships, in transactions of many where nothing has changed behind our back. One outcome for each; see
     /// [`Self::heartbeat`].
     pub fn heartbeats(&mut self, ownerships: &[Ownership]) -> Result<Vec<Result<Heartbeat>>> {
-        ownership::heartbeats(self, ownerships, Self::renew, Self::heartbeat)
+        ownership::heartbeats(self, ownerships, Self::renew_all, Self::heartbeat)
     }
 
-    /// The new fences of those control keys that could be written.
-    fn renew(&mut self, ownerships: &[Ownership]) -> Result<Vec<Option<Fence>>> {
-        let keys: Vec<String> =
-            ownerships.iter().map(|ownership| format!("{CONTROL_KEY_PREFIX}{}", ownership.target)).collect();
-        let mut look = redis::pipe();
-        look.cmd("WATCH").arg(&keys).ignore();
-        for key in &keys {
-            look.cmd("GET").arg(key);
+    /// The new fences of those control keys that could be written. In a cluster there is a transaction for each slot.
+    fn renew_all(&mut self, ownerships: &[Ownership]) -> Result<Vec<Option<Fence>>> {
+        let run = self.run_id()?;
+        let mut by_slot: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for (number, ownership) in ownerships.iter().enumerate() {
+            let slot = if self.config.cluster { slot_of(control_key(&ownership.target).as_bytes()) } else { 0 };
+            by_slot.entry(slot).or_default().push(number);
         }
-        let found: Vec<Option<String>> = self.pipeline(&look)?;
-        let run = self.run_id();
-        let mut write = redis::pipe();
-        write.atomic();
-        let mut fences = Vec::with_capacity(keys.len());
-        for ((ownership, key), text) in ownerships.iter().zip(&keys).zip(found) {
-            let found: Option<Control> = text.and_then(|text| serde_json::from_str(&text).ok());
-            let kept = |found: &Control| found.is_of(ownership) && !found.is_of_another_run(run.as_deref());
-            fences.push(found.filter(kept).map(|_| {
-                let text = Control { server: run.clone(), ..Control::renewed(ownership) }.to_json().to_string();
-                write.cmd("SET").arg(key).arg(&text).ignore();
-                Fence::Text(text)
-            }));
+        let mut fences: Vec<Option<Fence>> = vec![None; ownerships.len()];
+        for some in by_slot.values() {
+            let of_slot: Vec<&Ownership> = some.iter().map(|&number| &ownerships[number]).collect();
+            let renewed = self.at_owner(&control_key(&of_slot[0].target), |node, asking| {
+                renew(node, asking, &of_slot, run.as_deref())
+            })?;
+            some.iter().zip(renewed).for_each(|(&number, fence)| fences[number] = fence);
         }
-        if fences.iter().all(Option::is_none) {
-            self.unwatch()?;
-            return Ok(fences);
-        }
-        // Nil: one of the keys changed since it was looked at, and none was written.
-        let written: Value = self.pipeline(&write)?;
-        Ok(if written == Value::Nil { vec![None; fences.len()] } else { fences })
+        Ok(fences)
     }
 
     /// Renews an ownership. A control key that is gone (evicted, flushed, a restart without persistence) is reported as
     /// superseded by nobody: what else is gone is not known, so the caller claims anew and fills the keyspace again. So is
-    /// one that was written to an earlier run of the server, which may have come back with an older snapshot.
+    /// one that was written to an earlier run of the server, which may have come back with an older snapshot. In a cluster,
+    /// each of the nodes that it was written for has to be there.
     pub fn heartbeat(&mut self, ownership: &Ownership) -> Result<Heartbeat> {
-        for _ in 0..ATTEMPTS {
-            match self.watch_control(&ownership.target)? {
-                Some((control, _)) if control.is_of(ownership) => {
-                    if control.is_of_another_run(self.run_id().as_deref()) {
-                        if self.exec_control(&ownership.target, None)? {
-                            return Ok(Heartbeat::Superseded { by: String::new() });
+        let run = self.run_id()?;
+        self.at_control(&ownership.target, |control| {
+            for _ in 0..ATTEMPTS {
+                match control.watch()? {
+                    Some((found, _)) if found.is_of(ownership) => {
+                        if found.is_of_another_run(run.as_deref()) {
+                            if control.exec(None)? {
+                                return Ok(Heartbeat::Superseded { by: String::new() });
+                            }
+                            continue;
                         }
-                        continue;
+                    }
+                    found => {
+                        control.unwatch()?;
+                        let by = found.map_or_else(String::new, |(found, _)| found.by);
+                        return Ok(Heartbeat::Superseded { by });
                     }
                 }
-                found => {
-                    self.unwatch()?;
-                    let by = found.map_or_else(String::new, |(control, _)| control.by);
-                    return Ok(Heartbeat::Superseded { by });
+                let renewed = Control { server: run.clone(), ..Control::renewed(ownership) };
+                let text = renewed.to_json().to_string();
+                if control.exec(Some(&text))? {
+                    return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
                 }
             }
-            let control = Control { server: self.run_id(), ..Control::renewed(ownership) };
-            let text = control.to_json().to_string();
-            if self.exec_control(&ownership.target, Some(&text))? {
-                return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "the control key changes all the time"))
+            Err(Error::new(ErrorKind::Conflict, "the control key changes all the time"))
+        })
     }
 
     /// Gives an ownership up, if it is still ours.
     pub fn release(&mut self, ownership: &Ownership) -> Result<()> {
-        match self.watch_control(&ownership.target)? {
-            Some((control, _)) if control.is_of(ownership) => {
+        self.at_control(&ownership.target, |control| match control.watch()? {
+            Some((found, _)) if found.is_of(ownership) => {
                 // Changed in between: no longer ours.
-                self.exec_control(&ownership.target, None).map(|_| ())
+                control.exec(None).map(|_| ())
             }
-            _ => self.unwatch(),
-        }
+            _ => control.unwatch(),
+        })
     }
 
-    fn watch_control(&mut self, target: &str) -> Result<Option<(Control, String)>> {
-        let key = format!("{CONTROL_KEY_PREFIX}{target}");
-        self.query::<()>(redis::cmd("WATCH").arg(&key))?;
-        let text: Option<String> = self.query(redis::cmd("GET").arg(&key))?;
+    fn at_control<T>(&mut self, target: &str, mut ask: impl FnMut(&mut ControlKey) -> Result<T>) -> Result<T> {
+        let key = control_key(target);
+        self.at_owner(&key, |node, asking| ask(&mut ControlKey { node, asking, key: &key }))
+    }
+}
+
+/// Where it is written who feeds a target.
+pub(super) fn control_key(target: &str) -> String {
+    format!("{CONTROL_KEY_PREFIX}{target}")
+}
+
+/// The new fences of those control keys that could be written. In a cluster they are of one slot.
+fn renew(node: &mut Node, asking: bool, ownerships: &[&Ownership], run: Option<&str>) -> Result<Vec<Option<Fence>>> {
+    let keys: Vec<String> = ownerships.iter().map(|ownership| control_key(&ownership.target)).collect();
+    if asking {
+        node.asking()?;
+    }
+    node.query::<()>(redis::cmd("WATCH").arg(&keys))?;
+    let mut look = redis::pipe();
+    for key in &keys {
+        if asking {
+            look.cmd("ASKING").ignore();
+        }
+        look.cmd("GET").arg(key);
+    }
+    let found: Vec<Option<String>> = node.pipeline(&look)?;
+    let mut write = redis::pipe();
+    write.atomic();
+    let mut fences = Vec::with_capacity(keys.len());
+    for ((ownership, key), text) in ownerships.iter().zip(&keys).zip(found) {
+        let found: Option<Control> = text.and_then(|text| serde_json::from_str(&text).ok());
+        let kept = |found: &Control| found.is_of(ownership) && !found.is_of_another_run(run);
+        fences.push(found.filter(kept).map(|_| {
+            let text = Control { server: run.map(str::to_owned), ..Control::renewed(ownership) }.to_json().to_string();
+            write.cmd("SET").arg(key).arg(&text).ignore();
+            Fence::Text(text)
+        }));
+    }
+    if fences.iter().all(Option::is_none) {
+        node.query::<()>(&redis::cmd("UNWATCH"))?;
+        return Ok(fences);
+    }
+    if asking {
+        node.asking()?;
+    }
+    // Nil: one of the keys changed since it was looked at, and none was written.
+    let written: Value = node.pipeline(&write)?;
+    Ok(if written == Value::Nil { vec![None; fences.len()] } else { fences })
+}
+
+/// A control key at the node that has it.
+struct ControlKey<'a> {
+    node: &'a mut Node,
+    /// Its slot is on its way to that node.
+    asking: bool,
+    key: &'a str,
+}
+
+impl ControlKey<'_> {
+    fn watch(&mut self) -> Result<Option<(Control, String)>> {
+        let key = self.key;
+        self.ask()?;
+        self.node.query::<()>(redis::cmd("WATCH").arg(key))?;
+        self.ask()?;
+        let text: Option<String> = self.node.query(redis::cmd("GET").arg(key))?;
         let Some(text) = text else { return Ok(None) };
         let control = serde_json::from_str(&text).map_err(|error| {
             Error::new(ErrorKind::Conflict, format!("the key \"{key}\" was not written by pg_fanout"))
@@ -134,26 +192,31 @@ impl RedisTarget {
     }
 
     /// False: the key changed since it was watched, nothing was done.
-    fn exec_control(&mut self, target: &str, text: Option<&str>) -> Result<bool> {
-        let result = self.try_exec_control(target, text);
+    fn exec(&mut self, text: Option<&str>) -> Result<bool> {
+        let result = self.try_exec(text);
         if result.is_err() {
             // A command refused within MULTI leaves it open: what comes next would only be queued.
-            self.connection = None;
+            self.node.hang_up();
         }
         result
     }
 
-    fn try_exec_control(&mut self, target: &str, text: Option<&str>) -> Result<bool> {
-        let key = format!("{CONTROL_KEY_PREFIX}{target}");
-        self.query::<()>(&redis::cmd("MULTI"))?;
+    fn try_exec(&mut self, text: Option<&str>) -> Result<bool> {
+        // Good for all of the transaction.
+        self.ask()?;
+        self.node.query::<()>(&redis::cmd("MULTI"))?;
         match text {
-            Some(text) => self.query::<()>(redis::cmd("SET").arg(&key).arg(text))?,
-            None => self.query::<()>(redis::cmd("DEL").arg(&key))?,
+            Some(text) => self.node.query::<()>(redis::cmd("SET").arg(self.key).arg(text))?,
+            None => self.node.query::<()>(redis::cmd("DEL").arg(self.key))?,
         }
-        Ok(self.query::<Value>(&redis::cmd("EXEC"))? != Value::Nil)
+        Ok(self.node.query::<Value>(&redis::cmd("EXEC"))? != Value::Nil)
     }
 
     fn unwatch(&mut self) -> Result<()> {
-        self.query(&redis::cmd("UNWATCH"))
+        self.node.query(&redis::cmd("UNWATCH"))
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        if self.asking { self.node.asking() } else { Ok(()) }
     }
 }

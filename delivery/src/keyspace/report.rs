@@ -3,13 +3,14 @@
 use redis::Value;
 
 use super::RedisTarget;
+use super::control::control_key;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ownership::{CONTROL_KEY_PREFIX, Owner};
+use crate::ownership::Owner;
 
 impl RedisTarget {
     /// Who feeds the target of that name; `None` if nobody says so.
     pub fn owner(&mut self, target: &str) -> Result<Option<Owner>> {
-        let text = self.get(&format!("{CONTROL_KEY_PREFIX}{target}"))?;
+        let text = self.get(&control_key(target))?;
         text.map(|text| {
             serde_json::from_slice(&text).map_err(|error| {
                 Error::new(ErrorKind::Conflict, "the control key was not written by pg_fanout").with_source(error)
@@ -18,13 +19,16 @@ impl RedisTarget {
         .transpose()
     }
 
-    /// A field of `INFO section`; `None` if the server does not tell.
-    pub fn info(&mut self, section: &str, field: &str) -> Result<Option<String>> {
-        let text: String = self.query(redis::cmd("INFO").arg(section))?;
-        Ok(text
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-            .map(|value| value.trim().to_owned()))
+    /// A field of `INFO section`, of each node of a cluster; none of a server that does not tell.
+    pub fn info(&mut self, section: &str, field: &str) -> Result<Vec<String>> {
+        self.probe()?;
+        let mut values = Vec::new();
+        for (_, node) in &mut self.nodes {
+            let text: String = node.query(redis::cmd("INFO").arg(section))?;
+            let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            values.extend(value.map(|value| value.trim().to_owned()));
+        }
+        Ok(values)
     }
 
     /// `HGETALL` of each key in one pipeline, fields in the server's order; `None` where there is no such key, no fields where
@@ -34,17 +38,7 @@ impl RedisTarget {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let mut pipeline = redis::pipe();
-        for key in keys {
-            pipeline.cmd("HGETALL").arg(key);
-        }
-        // An error of one key is that key's own: a WRONGTYPE must not hide the others.
-        pipeline.ignore_errors();
-        let replies: Vec<Value> = self.pipeline(&pipeline)?;
-        if replies.len() != keys.len() {
-            return Err(Error::new(ErrorKind::Protocol, "the replies are not as many as the commands"));
-        }
-        Ok(replies.iter().map(fields).collect())
+        Ok(self.each("HGETALL", keys)?.iter().map(fields).collect())
     }
 }
 

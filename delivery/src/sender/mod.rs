@@ -94,7 +94,7 @@ pub enum JobKind {
         /// Pattern.
         glob: String,
         /// From the page before.
-        cursor: Option<u64>,
+        cursor: Option<String>,
         /// `COUNT`.
         count: usize,
     },
@@ -178,7 +178,8 @@ pub struct Report {
 /// Sizes.
 #[derive(Debug, Clone, Copy)]
 pub struct SenderOptions {
-    /// Threads, and so requests in flight. Redis always has one: its order is that of one connection.
+    /// Threads, and so requests in flight. Redis always has one: its order is that of one connection to
+    /// each node.
     pub threads: usize,
     /// Jobs that may wait beside those that are being sent.
     pub queue: usize,
@@ -397,7 +398,9 @@ fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
 fn on_redis(redis: &mut RedisTarget, job: &mut JobKind) -> Result<JobResult> {
     Ok(match job {
         JobKind::Redis(batch) => JobResult::Redis(redis.send(batch)?),
-        JobKind::ScanKeys { glob, cursor, count } => JobResult::Keys(redis.scan_keys(glob, *cursor, *count)?),
+        JobKind::ScanKeys { glob, cursor, count } => {
+            JobResult::Keys(redis.scan_keys(glob, cursor.as_deref(), *count)?)
+        }
         JobKind::Claim(claim) => JobResult::Claim(redis.claim(claim)?),
         JobKind::Heartbeat(ownerships) => JobResult::Heartbeat(redis.heartbeats(ownerships)?),
         JobKind::Release(ownership) => {

@@ -27,6 +27,7 @@ mod privileges;
 mod progress;
 mod races;
 mod readme;
+mod redis_cluster;
 mod refusals;
 mod relations;
 mod removal;

@@ -476,12 +476,12 @@ impl Verification {
                 engine.try_run(move |engine| engine.list_ids(&index, cursor.as_deref(), PAGE_ROWS)).map(|it| (it, None))
             }
             OwnersTarget::Cache(cache) => {
-                let (glob, cursor) = (subject.glob(), cursor.and_then(|cursor| cursor.parse().ok()));
-                let scan =
-                    move |redis: &mut RedisTarget| Ok((redis.scan_keys(&glob, cursor, PAGE_ROWS)?, redis.run_id()));
+                let glob = subject.glob();
+                let scan = move |redis: &mut RedisTarget| {
+                    Ok((redis.scan_keys(&glob, cursor.as_deref(), PAGE_ROWS)?, redis.run_id()?))
+                };
                 cache.try_run(true, scan).map(|(page, run)| {
-                    let cursor = page.cursor.map(|cursor| cursor.to_string());
-                    (IdPage { ids: page.keys, cursor, ..IdPage::default() }, run)
+                    (IdPage { ids: page.keys, cursor: page.cursor, ..IdPage::default() }, run)
                 })
             }
         };

@@ -52,16 +52,17 @@ pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
             }
         }
         OwnersTarget::Cache(cache) => {
-            let policy = cache.try_run(true, |redis| redis.info("memory", "maxmemory_policy"));
-            if let Ok(Some(policy)) = policy {
-                if policy.starts_with("allkeys") {
+            let policies = cache.try_run(true, |redis| redis.info("memory", "maxmemory_policy")).unwrap_or_default();
+            let evicts = |policy: &&String| policy.starts_with("allkeys");
+            if let Some(policy) = policies.iter().find(evicts).or(policies.first()) {
+                if evicts(&policy) {
                     findings.warning(
                         "eviction",
                         format!("maxmemory-policy is {policy}: Redis may evict any key, which nobody notices"),
                         "Use noeviction or a volatile policy, or have readers take a missing key from the table.",
                     );
                 } else {
-                    findings.ok("eviction", policy);
+                    findings.ok("eviction", policy.clone());
                 }
             }
         }
