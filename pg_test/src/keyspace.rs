@@ -25,10 +25,14 @@ impl Keyspace {
     pub fn of_cluster(urls: &str) -> Self {
         let connect = |url: &str| redis::Client::open(url).and_then(|client| client.get_connection());
         let mut first = urls.split(',').find_map(|url| connect(url.trim()).ok()).expect("a node that answers");
-        type Range = (u16, u16, (String, u16));
+        // From a slot to a slot, and the node: host, port, id, in later versions more.
+        type Range = (u16, u16, Vec<redis::Value>);
         let slots: Vec<Range> = redis::cmd("CLUSTER").arg("SLOTS").query(&mut first).expect("CLUSTER SLOTS");
-        let mut nodes: Vec<String> =
-            slots.iter().map(|(_, _, (host, port))| format!("redis://{host}:{port}")).collect();
+        let url = |(_, _, node): Range| {
+            let text = |value: &redis::Value| redis::from_redis_value::<String>(value.clone()).expect("a host, a port");
+            format!("redis://{}:{}", text(&node[0]), text(&node[1]))
+        };
+        let mut nodes: Vec<String> = slots.into_iter().map(url).collect();
         nodes.sort();
         nodes.dedup();
         let mut nodes = nodes.iter().map(|url| connect(url).unwrap_or_else(|error| panic!("{url}: {error}")));

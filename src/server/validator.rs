@@ -43,7 +43,7 @@ CREATE FOREIGN DATA WRAPPER fanout_elasticsearch NO HANDLER VALIDATOR fanout.ela
 COMMENT ON FOREIGN DATA WRAPPER fanout_elasticsearch IS
     'pg_fanout: servers of this wrapper are Elasticsearch or OpenSearch clusters';
 CREATE FOREIGN DATA WRAPPER fanout_redis NO HANDLER VALIDATOR fanout.redis_validator;
-COMMENT ON FOREIGN DATA WRAPPER fanout_redis IS 'pg_fanout: servers of this wrapper are Redis servers';
+COMMENT ON FOREIGN DATA WRAPPER fanout_redis IS 'pg_fanout: servers of this wrapper are Redis servers, or Redis Clusters (option cluster)';
 "#,
     name = "wrappers",
     requires = ["bootstrap", elasticsearch_validator, redis_validator]
