@@ -177,3 +177,24 @@ fn a_redis_that_restarts_with_an_older_snapshot_is_filled_again_by_itself() {
     });
     std::fs::remove_dir_all(&redis.folder).expect("the folder");
 }
+
+/// Else the keys stay for ever, and nobody knows whose they are.
+#[test]
+fn a_removal_whose_deletions_are_refused_is_tried_again() {
+    let mut world = World::new("redis_removal");
+    let proxies = Proxies::before(&mut world);
+    products(&mut world, 100);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    let mut refused = 0;
+    proxies.redis.plan(move |request| {
+        refused += usize::from(request.name == "UNLINK");
+        if request.name == "UNLINK" && refused <= 40 { Fault::Error(PASSING[1]) } else { Fault::Pass }
+    });
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+    eventually("the sync is gone", Duration::from_secs(60), || {
+        world.db.value("SELECT count(*) FROM fanout.status") == "0"
+    });
+    assert_eq!(proxies.redis.faults(), 40);
+    assert_eq!(Keyspace::open().keys(&world.key_prefix("product")).len(), 0);
+}
