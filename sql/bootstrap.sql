@@ -40,6 +40,7 @@ CREATE TABLE fanout.sync (
     note            text,
     shape           jsonb,
     indices         text[] NOT NULL DEFAULT '{}',
+    successor       int,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     UNIQUE (server, target)
 );
@@ -55,6 +56,7 @@ COMMENT ON COLUMN fanout.sync.layout IS 'signature of the types of the address c
 COMMENT ON COLUMN fanout.sync.claimed IS 'incarnation of the cluster and epoch with which the target was claimed last';
 COMMENT ON COLUMN fanout.sync.note IS 'what somebody should know though the sync works: fields that the index can''t have until fanout.resync()';
 COMMENT ON COLUMN fanout.sync.indices IS 'of a sync with one index a period: the indices that were made, noted before that';
+COMMENT ON COLUMN fanout.sync.successor IS 'of a target that a sync fed before fanout.alter_sync() gave it another: that sync; it is removed when the other is filled';
 COMMENT ON COLUMN fanout.sync.shape IS 'columns, partitions and files of the source as the worker saw them last: what changed otherwise is reconciled';
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
 COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';

@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{claim, server, unique};
 use delivery::bulk::{BulkBody, BulkBuilder, BulkOutcome};
 use delivery::config::{EngineConfig, Flavor};
+use delivery::engine::Visible::{AfterSwap, AtOnce};
 use delivery::engine::{Engine, IdPage, IndexState, TotalRelation, Which};
 use delivery::ownership::{CONTROL_INDEX, ClaimOutcome, Heartbeat};
 use delivery::{Error, ErrorKind};
@@ -39,7 +40,7 @@ impl<'a> Index<'a> {
         let alias = unique("index");
         let concrete = format!("{alias}-fanout-1");
         let body = json!({"settings": {"number_of_replicas": 0, "number_of_shards": 2}, "mappings": mapping});
-        assert_eq!(engine.ensure_index(&concrete, &alias, &body).unwrap(), IndexState::Created);
+        assert_eq!(engine.ensure_index(&concrete, &alias, &body, AtOnce).unwrap(), IndexState::Created);
         Index { engine, alias, concrete }
     }
 
@@ -130,9 +131,9 @@ fn there_may_be_an_index_a_period() {
             ends.iter().map(|end| format!("{generation}-{end}")).collect()
         };
         let (one, two) = (format!("{alias}-fanout-1"), format!("{alias}-fanout-2"));
-        let first = engine.ensure_periods(&one, &named(&one, &["2024", "none"]), &alias, &body).unwrap();
+        let first = engine.ensure_periods(&one, &named(&one, &["2024", "none"]), &alias, &body, AtOnce).unwrap();
         assert_eq!(first.made, first.present);
-        let again = engine.ensure_periods(&one, &named(&one, &["2025"]), &alias, &body).unwrap();
+        let again = engine.ensure_periods(&one, &named(&one, &["2025"]), &alias, &body, AtOnce).unwrap();
         assert_eq!(again.made.iter().collect::<Vec<_>>(), [&format!("{one}-2025")]);
         assert_eq!(again.present.len(), 3);
         assert_eq!(engine.alias_holders(&alias).unwrap(), named(&one, &["2024", "2025", "none"]));
@@ -161,18 +162,24 @@ fn there_may_be_an_index_a_period() {
         }));
         assert_eq!(outcomes.unwrap(), [1, 2].map(|slot| (slot, BulkOutcome::IndexMissing)));
         // The next generation is not served before the alias moves, and then it alone is.
-        engine.ensure_periods(&two, &named(&two, &["2024", "none"]), &alias, &body).unwrap();
+        engine.ensure_periods(&two, &named(&two, &["2024", "none"]), &alias, &body, AtOnce).unwrap();
         assert_eq!(engine.alias_holders(&alias).unwrap().len(), 3);
-        engine.swap_alias(&alias, Some(&one), &two, &Value::Null).unwrap();
-        engine.ensure_periods(&two, &named(&two, &["2025"]), &alias, &body).unwrap();
+        engine.swap_alias(&alias, Some(&one), &two, &Value::Null, None).unwrap();
+        engine.ensure_periods(&two, &named(&two, &["2025"]), &alias, &body, AtOnce).unwrap();
         assert_eq!(engine.alias_holders(&alias).unwrap(), named(&two, &["2024", "2025", "none"]));
         assert!(engine.delete_index(&one).unwrap() && !engine.delete_index(&one).unwrap());
         // An index of somebody else is left alone, and the alias of a generation is for its own.
         assert_eq!(raw(reqwest::Method::PUT, format!("{url}/{two}-2027"), json!({})), 200);
-        assert_eq!(kind(engine.ensure_periods(&two, &named(&two, &["2027"]), &alias, &body)), ErrorKind::Conflict);
+        assert_eq!(
+            kind(engine.ensure_periods(&two, &named(&two, &["2027"]), &alias, &body, AtOnce)),
+            ErrorKind::Conflict
+        );
         let add = json!({"actions": [{"add": {"index": format!("{two}-2027"), "alias": two}}]});
         assert_eq!(raw(reqwest::Method::POST, format!("{url}/_aliases"), add), 200);
-        assert_eq!(kind(engine.ensure_periods(&two, &named(&two, &["2024"]), &alias, &body)), ErrorKind::Conflict);
+        assert_eq!(
+            kind(engine.ensure_periods(&two, &named(&two, &["2024"]), &alias, &body, AtOnce)),
+            ErrorKind::Conflict
+        );
         assert_eq!(kind(engine.delete_index(&two)), ErrorKind::Conflict);
         assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{two}-2027"), Value::Null), 200);
         assert!(engine.delete_index(&two).unwrap());
@@ -229,7 +236,7 @@ fn nothing_is_sent_to_an_index_that_is_missing_or_not_ours() {
             assert_eq!(delete(), 200);
             assert!(index.bulk(batch).iter().all(|(_, outcome)| *outcome == BulkOutcome::IndexMissing));
             assert_eq!(kind(engine.count(&index.concrete)), ErrorKind::NotFound, "it was not made");
-            engine.ensure_index(&index.concrete, &index.alias, &json!({})).unwrap();
+            engine.ensure_index(&index.concrete, &index.alias, &json!({}), AtOnce).unwrap();
         }
 
         // Made anew by somebody else.
@@ -237,7 +244,7 @@ fn nothing_is_sent_to_an_index_that_is_missing_or_not_ours() {
         assert_eq!(raw(reqwest::Method::PUT, format!("{url}/{}", index.concrete), json!({})), 200);
         assert_eq!(index.bulk(|bulk| bulk.push_delete(1, "a", 2)), [(1, BulkOutcome::IndexMissing)]);
         assert_eq!(index.bulk(|bulk| bulk.push_index(1, "a", 3, b"{}")), [(1, BulkOutcome::IndexMissing)]);
-        assert_eq!(kind(engine.ensure_index(&index.concrete, &index.alias, &json!({}))), ErrorKind::Conflict);
+        assert_eq!(kind(engine.ensure_index(&index.concrete, &index.alias, &json!({}), AtOnce)), ErrorKind::Conflict);
         assert_eq!(kind(engine.delete_index(&index.concrete)), ErrorKind::Conflict);
         assert_eq!(delete(), 200);
     });
@@ -248,19 +255,19 @@ fn an_index_stands_behind_its_alias() {
     on_each(|engine, url| {
         let index = Index::new(engine, json!({}));
         let body = json!({"settings": {"number_of_replicas": 0}});
-        assert_eq!(engine.ensure_index(&index.concrete, &index.alias, &body).unwrap(), IndexState::Exists);
+        assert_eq!(engine.ensure_index(&index.concrete, &index.alias, &body, AtOnce).unwrap(), IndexState::Exists);
         let settings = engine_settings(url, &index.concrete);
         assert_eq!(settings["gc_deletes"], "1h");
 
         // A new generation: the alias stays until it is swapped.
         let next = Index { engine, alias: index.alias.clone(), concrete: format!("{}-fanout-2", index.alias) };
-        assert_eq!(engine.ensure_index(&next.concrete, &next.alias, &body).unwrap(), IndexState::Created);
+        assert_eq!(engine.ensure_index(&next.concrete, &next.alias, &body, AtOnce).unwrap(), IndexState::Created);
         assert_eq!(next.bulk(|bulk| bulk.push_index(0, "new", 1, b"{}")), [(0, BulkOutcome::Done)]);
         assert!(engine.get(&index.alias, "new").unwrap().is_none());
         // It leaves whichever index of ours has it, since a rebuild may have overtaken another; then saying so again is harmless.
-        engine.swap_alias(&index.alias, Some("another"), &next.concrete, &Value::Null).unwrap();
+        engine.swap_alias(&index.alias, Some("another"), &next.concrete, &Value::Null, None).unwrap();
         for _ in 0..2 {
-            engine.swap_alias(&index.alias, Some(&index.concrete), &next.concrete, &Value::Null).unwrap();
+            engine.swap_alias(&index.alias, Some(&index.concrete), &next.concrete, &Value::Null, None).unwrap();
             assert!(engine.get(&index.alias, "new").unwrap().is_some());
         }
         assert!(engine.delete_index(&index.concrete).unwrap());
@@ -270,7 +277,7 @@ fn an_index_stands_behind_its_alias() {
         // The alias was removed by somebody: it comes back.
         let path = format!("{url}/{}/_alias/{}", next.concrete, next.alias);
         assert_eq!(raw(reqwest::Method::DELETE, path, Value::Null), 200);
-        assert_eq!(engine.ensure_index(&next.concrete, &next.alias, &body).unwrap(), IndexState::Exists);
+        assert_eq!(engine.ensure_index(&next.concrete, &next.alias, &body, AtOnce).unwrap(), IndexState::Exists);
         assert!(engine.get(&next.alias, "new").unwrap().is_some());
     });
 }
@@ -290,11 +297,11 @@ fn what_is_not_ours_is_left_alone() {
         assert_eq!(raw(reqwest::Method::PUT, format!("{url}/{foreign}"), body), 200);
         let concrete = format!("{foreign}-fanout-1");
         for alias in [&foreign, &alias] {
-            assert_eq!(kind(engine.ensure_index(&concrete, alias, &json!({}))), ErrorKind::Conflict);
+            assert_eq!(kind(engine.ensure_index(&concrete, alias, &json!({}), AtOnce)), ErrorKind::Conflict);
         }
-        assert_eq!(kind(engine.ensure_index(&foreign, &unique("free"), &json!({}))), ErrorKind::Conflict);
+        assert_eq!(kind(engine.ensure_index(&foreign, &unique("free"), &json!({}), AtOnce)), ErrorKind::Conflict);
         assert_eq!(kind(engine.delete_index(&foreign)), ErrorKind::Conflict);
-        assert_eq!(kind(engine.swap_alias(&alias, None, &concrete, &Value::Null)), ErrorKind::Conflict);
+        assert_eq!(kind(engine.swap_alias(&alias, None, &concrete, &Value::Null, None)), ErrorKind::Conflict);
         let mut body = self::body(&foreign, |bulk| bulk.push_delete(0, "a", 1));
         assert_eq!(engine.bulk(&mut body).unwrap(), [(0, BulkOutcome::IndexMissing)]);
         assert_eq!(raw(reqwest::Method::DELETE, format!("{url}/{foreign}"), Value::Null), 200);

@@ -2,7 +2,7 @@
 
 use crate::catalog::acting::privileged;
 use crate::catalog::source::Table;
-use crate::catalog::{self, Kind, Sync, identity, ours, require_preloaded, triggers};
+use crate::catalog::{self, Kind, Phase, Sync, identity, ours, require_preloaded, triggers};
 use crate::error::{failure, not_null};
 use crate::server::role_name;
 use crate::worker::shared;
@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering::Relaxed;
 pub const ANEW: &str = "request = request + 1, position = NULL, rows_done = 0, rows_total = NULL";
 
 /// The phase in which the target is compared with the source. One that is yet to be made has nothing to be compared with: it
-/// is filled anyhow.
-pub const COMPARED: &str = "phase = CASE phase WHEN 'create' THEN 'create' ELSE 'reconcile' END";
+/// is filled anyhow. One that is to be removed stays so.
+pub const COMPARED: &str = "phase = CASE WHEN phase IN ('create', 'drop') THEN phase ELSE 'reconcile' END";
 
 /// The phase in which the next index is made behind the alias.
 pub const NEXT_INDEX: &str = "phase = 'create', generation = generation + 1";
@@ -45,7 +45,7 @@ fn expect_new_try(sync: &Sync) {
 /// Delivers everything anew: an index is rebuilt behind its alias; for a cache it is the same as fanout.reconcile().
 #[pg_extern(schema = "fanout")]
 fn resync(sync: Option<&str>) {
-    let sync = not_parked(owned(not_null("sync", sync)));
+    let sync = not_ending(not_parked(owned(not_null("sync", sync))));
     match sync.kind {
         Kind::Index => update(&sync, &format!("{ANEW}, {NEXT_INDEX}")),
         Kind::Cache => start_reconcile(&sync),
@@ -55,7 +55,7 @@ fn resync(sync: Option<&str>) {
 /// Compares the target with the source, key by key, and delivers what differs.
 #[pg_extern(schema = "fanout")]
 fn reconcile(sync: Option<&str>) {
-    start_reconcile(&not_parked(owned(not_null("sync", sync))));
+    start_reconcile(&not_ending(not_parked(owned(not_null("sync", sync)))));
 }
 
 pub fn start_reconcile(sync: &Sync) {
@@ -71,7 +71,8 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         Some(name) => vec![owned(name)],
         None => ours(privileged(catalog::all)).into_iter().filter(owns).collect(),
     };
-    for (table, sync, relation) in captured(&syncs) {
+    let (ending, living): (Vec<Sync>, Vec<Sync>) = syncs.into_iter().partition(|sync| sync.phase == Phase::Drop);
+    for (table, sync, relation) in captured(&living) {
         let Some(table) = table else {
             let what = if relation.is_some() { "a related table" } else { "the source" };
             failure(
@@ -86,7 +87,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         triggers::create(&table, &sync.name, relation);
     }
     let sql = format!("UPDATE fanout.sync SET identity = $2, adopt = true, {ANEW}, {COMPARED} WHERE sync_id = $1");
-    for sync in &syncs {
+    for sync in living.iter().chain(&ending) {
         expect_new_try(sync);
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
@@ -96,7 +97,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         });
     }
     catalog::changed();
-    syncs.len() as i64
+    (living.len() + ending.len()) as i64
 }
 
 /// All tables that syncs capture: their sources and those of their relations. In the order of their OIDs, as everybody locks
@@ -122,21 +123,33 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
     }
     // Parked: the target is another cluster's, and no worker of ours may touch it.
     let drop_target = drop_target && sync.identity == catalog::identity();
+    let mut syncs: Vec<&Sync> = vec![&sync];
+    // A target that the sync had before and that waits for the present one to be filled has the same lot.
+    let former = catalog::serving(&sync);
+    if former.id != sync.id {
+        syncs.push(&former);
+    }
     let sql = if drop_target {
-        "UPDATE fanout.sync SET request = request + 1, phase = 'drop', position = NULL, paused = false WHERE sync_id = $1"
+        "UPDATE fanout.sync SET request = request + 1, phase = 'drop', position = NULL, paused = false, successor = NULL \
+         WHERE sync_id = $1"
     } else {
         "DELETE FROM fanout.sync WHERE sync_id = $1"
     };
     privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
-            client.update(sql, None, &[sync.id.into()])?;
+            for sync in &syncs {
+                client.update(sql, None, &[sync.id.into()])?;
+            }
             Ok(())
         }));
     });
     catalog::changed();
-    if drop_target {
-        return;
+    if !drop_target {
+        syncs.into_iter().for_each(say_what_stays);
     }
+}
+
+fn say_what_stays(sync: &Sync) {
     match sync.kind {
         Kind::Index => {
             let behind = if sync.templates().period.is_some() { "the indices behind alias" } else { "index" };
@@ -162,6 +175,19 @@ pub fn owned(name: &str) -> Sync {
 pub fn owns(sync: &Sync) -> bool {
     // SAFETY: a role look-up on the main thread.
     unsafe { pg_sys::has_privs_of_role(catalog::caller(), sync.owner) }
+}
+
+/// The sync, unless it is being dropped: its triggers are gone, and its target goes.
+pub fn not_ending(sync: Sync) -> Sync {
+    if sync.phase == Phase::Drop {
+        failure(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("sync \"{}\" is being dropped", sync.name),
+        )
+        .hint("Its target is removed, and then it is gone from fanout.status; make another sync if one is wanted.")
+        .raise();
+    }
+    sync
 }
 
 /// The sync, unless it was made in another cluster or database: then nothing is delivered, and an ERROR says so.

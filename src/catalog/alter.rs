@@ -2,14 +2,14 @@
 
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, not_parked, owned};
+use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, not_ending, not_parked, owned};
 use crate::catalog::declare::{
-    check_fields, check_jitter, check_pipeline, check_search_fields, fed_by, fits, index_columns, one_of,
-    ttl_milliseconds,
+    address_columns, check_fields, check_jitter, check_pipeline, check_search_fields, fed_by, fits, index_columns,
+    key_template, one_of, refuse_rival, ttl_milliseconds,
 };
 use crate::catalog::document::{self, Wanted};
 use crate::catalog::enqueue::layout;
-use crate::catalog::naming::check_sync_name;
+use crate::catalog::naming::{check_index_name, check_sync_name, former_name};
 use crate::catalog::source::Table;
 use crate::catalog::{self, Kind, Sync, mapping, ours, relation, triggers};
 use crate::error::{failure, no_nulls, not_null};
@@ -30,7 +30,7 @@ enum Cost {
     Nothing,
     /// Documents change: all are delivered anew.
     Reconcile,
-    /// The index itself changes: another is built behind the alias.
+    /// The index itself changes: another is built behind the alias. Or the target is another: that is filled.
     Resync,
 }
 
@@ -64,8 +64,8 @@ const RESETTABLE: &[(&str, &str)] = &[
 ];
 
 /// Changes a sync: what is NULL stays as it is, what `reset` names goes back to its default. Returns what that takes:
-/// `nothing`, `reconcile` (documents change) or `resync` (the index changes: another is filled behind the alias). With
-/// `dry_run` that is all it does.
+/// `nothing`, `reconcile` (documents change) or `resync` (the index or the target changes: another is filled, then the one of
+/// before is removed). With `dry_run` that is all it does.
 #[pg_extern(schema = "fanout")]
 #[allow(clippy::too_many_arguments)]
 fn alter_sync(
@@ -98,7 +98,7 @@ fn alter_sync(
 ) -> String {
     let dry_run = not_null("dry_run", dry_run);
     catalog::require_preloaded();
-    let before = not_parked(owned(not_null("sync", sync)));
+    let before = not_ending(not_parked(owned(not_null("sync", sync))));
     let table = Table::get(before.source);
     let mut after = before.clone();
     let mut options = before.options.as_object().cloned().unwrap_or_default();
@@ -113,15 +113,19 @@ fn alter_sync(
     only_for(Kind::Index, &before, "on_reject", on_reject.is_some());
     only_for(Kind::Index, &before, "index", index.is_some());
     only_for(Kind::Cache, &before, "key", key.is_some());
-    same_target("index", index, &before);
-    same_target("key", key, &before);
     only_for(Kind::Cache, &before, "format", format.is_some());
     only_for(Kind::Cache, &before, "ttl", ttl.is_some());
     only_for(Kind::Cache, &before, "jitter", jitter.is_some());
     let reset = reset_options(reset, &mut options);
     mapping::declare(&mut options, mapping, settings, types);
-    if let Some(aliases) = aliases {
-        let aliases = mapping::overrides::check_aliases(aliases.0, &before.target);
+    if let Some(index) = index {
+        if let Err(refusal) = check_index_name(&index) {
+            refusal.raise();
+        }
+        after.target = index;
+    }
+    if let Some(aliases) = aliases.map(|aliases| aliases.0).or_else(|| options.get("aliases").cloned()) {
+        let aliases = mapping::overrides::check_aliases(aliases, &after.target);
         options.insert("aliases".to_owned(), Value::Object(aliases));
     }
     if let Some(pipeline) = pipeline {
@@ -143,6 +147,10 @@ fn alter_sync(
     let wanted = Wanted { columns, rename, predicate, document };
     if before.kind == Kind::Index {
         after.address_columns = index_columns(&table, &before.key_columns, routing, period, &mut options);
+    }
+    if let Some(key) = key.filter(|key| *key != before.target) {
+        after.address_columns = address_columns(&table, &before.key_columns, &key_template(&key));
+        after.target = key;
     }
     let redeclared =
         documents(wanted, &reset, &after, &table, &mut options, after.address_columns != before.address_columns);
@@ -167,8 +175,9 @@ fn alter_sync(
         after.server = server;
     }
     if after.owner != before.owner || after.server != before.server {
-        check_server(&after);
+        fits(after.kind, &after.server, &[after.owner, catalog::caller()]);
     }
+    taken_back(&before, &after);
     let cost = cost(&before, &after);
     announce(&before, &after, cost);
     if !dry_run && after != before {
@@ -191,24 +200,6 @@ fn only_for(kind: Kind, sync: &Sync, argument: &str, given: bool) {
             .hint("Leave it out; fanout.status tells the kind of each sync.")
             .raise();
     }
-}
-
-/// Another index, or other keys, are another target: the one that is there would stay as it is, with nobody to feed it.
-fn same_target(argument: &str, given: Option<String>, sync: &Sync) {
-    if given.is_none_or(|given| given == sync.target) {
-        return;
-    }
-    let maker = match sync.kind {
-        Kind::Index => "fanout.index_table(…, index => '…')",
-        Kind::Cache => "fanout.cache_table(…, key => '…')",
-    };
-    failure(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, format!("\"{argument}\" of a sync can't be changed"))
-        .detail(format!("Sync \"{}\" feeds \"{}\".", sync.name, sync.target))
-        .hint(format!(
-            "Make a second sync beside it: {maker}; when that is live: SELECT fanout.drop_sync({}, drop_target => true);",
-            pgrx::spi::quote_literal(&sync.name)
-        ))
-        .raise();
 }
 
 /// Another name for a sync; an ERROR if it can have none such.
@@ -352,18 +343,31 @@ fn new_owner(name: &str, table: &Table) -> pg_sys::Oid {
     role
 }
 
-/// The server must fit the sync, and both its owner and the caller may use it; nobody else feeds the target there.
-fn check_server(sync: &Sync) {
-    fits(sync.kind, &sync.server, &[sync.owner, catalog::caller()]);
-    if let Some(other) = catalog::feeding(&sync.server, &sync.target, Some(sync.id)) {
-        let refusal = fed_by(sync.kind, &sync.server, &sync.target, &other);
-        refusal.hint("Name another \"server\", or end that sync: fanout.drop_sync().").raise();
+/// Raises if another sync feeds the target that this one is to have. What it fed itself before, and was not removed yet, it
+/// takes back: the number of that.
+fn taken_back(before: &Sync, after: &Sync) -> Option<i32> {
+    if after.target == before.target && after.server == before.server {
+        return None;
     }
+    let other = catalog::feeding(&after.server, &after.target, Some(after.id))?;
+    if other.successor == Some(after.id) {
+        return Some(other.id);
+    }
+    if after.target != before.target {
+        refuse_rival(after.kind, &after.server, &after.target, &other);
+    }
+    let refusal = fed_by(after.kind, &after.server, &after.target, &other);
+    refusal.hint("Name another \"server\", or end that sync: fanout.drop_sync().").raise()
+}
+
+/// Whether it gets another target on the same server, so that the one of before is to be removed.
+fn is_moved(before: &Sync, after: &Sync) -> bool {
+    after.target != before.target && after.server == before.server
 }
 
 /// What the change takes. An index is compared as it would be made before and after.
 fn cost(before: &Sync, after: &Sync) -> Cost {
-    if after.server != before.server {
+    if after.server != before.server || after.target != before.target {
         return Cost::Resync;
     }
     let of_index = |option: &&str| before.options.get(*option) != after.options.get(*option);
@@ -399,6 +403,18 @@ fn announce(before: &Sync, after: &Sync, cost: Cost) {
             after.server,
             before.server
         ),
+        Cost::Resync if is_moved(before, after) && before.kind == Kind::Cache => notice!(
+            "the keys of sync \"{name}\" become \"{}\": {rows} are delivered anew; until then those of \"{}\" stay as they are, and \
+             after that they are removed",
+            after.target,
+            before.target
+        ),
+        Cost::Resync if is_moved(before, after) => notice!(
+            "sync \"{name}\" moves to index \"{}\": {rows} are delivered there; until then index \"{}\" serves, and after that it is \
+             removed",
+            after.target,
+            before.target
+        ),
         Cost::Resync => {
             notice!("the index of sync \"{name}\" is built anew with {rows} (resync); the old one serves until then")
         }
@@ -426,6 +442,12 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
         }
         Cost::Resync => format!(", {ANEW}, {NEXT_INDEX}"),
     };
+    let target = if after.target == before.target {
+        ""
+    } else {
+        // Nothing of the new one is known yet.
+        ", claimed = NULL, note = NULL, indices = '{}'"
+    };
     let mut shape = before.shape.clone();
     if after.name != before.name {
         shape = shape.map(|known| Shape::without_triggers(before, known));
@@ -433,12 +455,18 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
     }
     let sql = format!(
         "UPDATE fanout.sync SET options = $2, owner = $3::pg_catalog.oid::pg_catalog.regrole, server = $4,
-             address_columns = $5, layout = $6, name = $7, shape = $8{progress} WHERE sync_id = $1"
+             address_columns = $5, layout = $6, name = $7, shape = $8, target = $9{progress}{target} WHERE sync_id = $1"
     );
+    // The worker may be about to begin with the removal of a target that this one takes back: one of both comes first.
+    let claimed = lock(before);
+    let taken_back = taken_back(before, after);
     // As of now, and not when the worker comes to it: what is in the journal is of other types than what it will find there.
     let layout = if readdressed { Some(i64::from(image::layout(layout(after)).signature)) } else { before.layout };
     privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
+            if let Some(former) = taken_back {
+                client.update("DELETE FROM fanout.sync WHERE sync_id = $1", None, &[former.into()])?;
+            }
             client.update(
                 &sql,
                 None,
@@ -451,6 +479,7 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
                     layout.into(),
                     after.name.clone().into(),
                     shape.map(JsonB).into(),
+                    after.target.clone().into(),
                 ],
             )?;
             if readdressed {
@@ -467,5 +496,47 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
             Ok(())
         }));
     });
+    // What was never claimed, nothing was written to.
+    if is_moved(before, after) && claimed {
+        leave_behind(before, after);
+    }
     catalog::changed();
+}
+
+/// Locks the row of the sync. Whether its target was claimed by now.
+fn lock(sync: &Sync) -> bool {
+    let sql = "SELECT claimed IS NOT NULL FROM fanout.sync WHERE sync_id = $1 FOR UPDATE";
+    privileged(|| ours(Spi::get_one_with_args::<bool>(sql, &[sync.id.into()]))).unwrap_or_default()
+}
+
+/// Notes the target that a sync had as one that is to be removed: when the new one is filled, for until then it serves; or at
+/// once, if it was itself never filled and an older one serves.
+fn leave_behind(before: &Sync, after: &Sync) {
+    let mut names = (1..).map(|number| former_name(&before.name, number));
+    let name = names.find(|name| catalog::find(name).is_none()).unwrap_or_default();
+    privileged(|| {
+        ours(Spi::connect_mut(|client| {
+            let noted = client.update(
+                "INSERT INTO fanout.sync (name, kind, source, server, target, key_columns, address_columns, owner, options, identity,
+                     generation, phase, successor, note)
+                 SELECT $2, kind, source, server, $3, key_columns, $4, $5::pg_catalog.oid::pg_catalog.regrole, $6, identity,
+                     $7, 'drop', w.successor, w.note
+                 FROM fanout.sync LEFT JOIN (SELECT $1 AS successor, $8 AS note
+                     WHERE NOT EXISTS (SELECT FROM fanout.sync AS f WHERE f.successor = $1)) AS w ON true
+                 WHERE sync_id = $1",
+                None,
+                &[
+                    before.id.into(),
+                    name.into(),
+                    before.target.clone().into(),
+                    before.address_columns.clone().into(),
+                    before.owner.into(),
+                    JsonB(before.options.clone()).into(),
+                    before.generation.into(),
+                    format!("removed when sync \"{}\" is filled anew", after.name).into(),
+                ],
+            );
+            noted.map(drop)
+        }));
+    });
 }

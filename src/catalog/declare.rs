@@ -3,7 +3,7 @@
 //! Nothing goes over the network here: CREATE TRIGGER holds a lock that writers wait for. The worker makes the target.
 
 use crate::catalog::acting::privileged;
-use crate::catalog::key::{check_address_column, key_columns, type_name};
+use crate::catalog::key::{check_address_column, check_key, key_columns, type_name};
 use crate::catalog::mapping::choice::Choices;
 use crate::catalog::naming::{check_index_name, check_sync_name, field_name_problem, index_name_problem};
 use crate::catalog::regclass::Regclass;
@@ -167,12 +167,7 @@ fn cache_table(
 ) -> String {
     let wanted = wanted(Kind::Cache, source, server, name);
     let template_text = not_null("key", key);
-    let template = KeyTemplate::parse(&template_text).unwrap_or_else(|error| {
-        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid key template")
-            .detail(format!("{error}."))
-            .hint("For example 'product:${id}': ${column} stands for a column of the table.")
-            .raise()
-    });
+    let template = key_template(&template_text);
     let mut options = Map::new();
     options.insert("format".to_owned(), json!(one_of("format", format, &["json", "hash"])));
     if let Some(ttl) = ttl {
@@ -187,6 +182,16 @@ fn cache_table(
     let name = record(wanted, &table, template_text, key, address, Value::Object(options));
     relation::warn_of_undeclared(&name);
     name
+}
+
+/// The template of the keys of a cache; an ERROR if it is none.
+pub fn key_template(text: &str) -> KeyTemplate {
+    KeyTemplate::parse(text).unwrap_or_else(|error| {
+        failure(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, "invalid key template")
+            .detail(format!("{error}."))
+            .hint("For example 'product:${id}': ${column} stands for a column of the table.")
+            .raise()
+    })
 }
 
 /// The value of an argument that has few valid ones; an ERROR if it is another.
@@ -363,7 +368,7 @@ fn address_with(table: &Table, key: &[String], columns: &[String]) -> Vec<String
 }
 
 /// The address columns of a cache: the key, then what else the template names.
-fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec<String> {
+pub fn address_columns(table: &Table, key: &[String], template: &KeyTemplate) -> Vec<String> {
     let address = address_with(table, key, template.columns());
     if let Some(missing) = key.iter().find(|column| !template.columns().contains(column)) {
         failure(
@@ -451,9 +456,7 @@ fn record(
     address: Vec<String>,
     options: Value,
 ) -> String {
-    for column in &key {
-        check_address_column(table, column);
-    }
+    check_key(table, &key);
     let name = match &wanted.name {
         Some(name) => name.clone(),
         None => default_name(&wanted, table),
@@ -463,7 +466,7 @@ fn record(
         Kind::Cache => "cache",
     };
     if let Some(other) = catalog::feeding(&wanted.server, &target, None) {
-        refuse_rival(&wanted, &target, &other);
+        refuse_rival(wanted.kind, &wanted.server, &target, &other);
     }
     let owner = catalog::caller();
     let recorded = privileged(|| {
@@ -520,20 +523,21 @@ fn default_name(wanted: &Wanted, table: &Table) -> String {
 /// Says which of the two unique keys of `fanout.sync` is taken.
 fn taken(wanted: &Wanted, name: &str, target: &str) -> ! {
     if let Some(other) = catalog::feeding(&wanted.server, target, None) {
-        refuse_rival(wanted, target, &other);
+        refuse_rival(wanted.kind, &wanted.server, target, &other);
     }
     failure(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("sync \"{name}\" already exists"))
         .hint("Name this one: name => '…'.")
         .raise()
 }
 
-fn refuse_rival(wanted: &Wanted, target: &str, other: &Sync) -> ! {
-    let hint = match wanted.kind {
+/// Raises: the target is another sync's.
+pub fn refuse_rival(kind: Kind, server: &str, target: &str, other: &Sync) -> ! {
+    let hint = match kind {
         _ if other.phase == Phase::Drop => "It is being dropped: try again when it is gone from fanout.status.",
         Kind::Index => "Name another: index => '…'; or end that one: fanout.drop_sync().",
         Kind::Cache => "Use another template; or end that one: fanout.drop_sync().",
     };
-    fed_by(wanted.kind, &wanted.server, target, other).hint(hint).raise()
+    fed_by(kind, server, target, other).hint(hint).raise()
 }
 
 /// Another sync feeds the target.

@@ -106,6 +106,31 @@ pub fn check_address_column(table: &Table, name: &str) {
     }
 }
 
+/// Raises unless the columns can be the key of a sync: the worker asks for many rows at a time, by arrays of their keys.
+pub fn check_key(table: &Table, key: &[String]) {
+    for name in key {
+        check_address_column(table, name);
+        let Some(column) = table.column(name) else { continue };
+        // SAFETY: a catalog look-up on the main thread.
+        if unsafe { pg_sys::get_array_type(column.type_oid) } == pg_sys::InvalidOid {
+            failure(
+                PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+                format!(
+                    "column \"{name}\" can't be part of the key of a sync: there are no arrays of type {}",
+                    type_name(column.type_oid)
+                ),
+            )
+            .detail(format!(
+                "The key of table \"{}\" is ({}); rows are asked for by arrays of keys.",
+                table.name,
+                key.join(", ")
+            ))
+            .hint("Make a primary key of columns of types such as bigint, uuid or text.")
+            .raise();
+        }
+    }
+}
+
 /// The name of a type, as messages show it.
 pub fn type_name(oid: pg_sys::Oid) -> String {
     // SAFETY: a catalog look-up on the main thread; the C string is palloc'd and copied at once.

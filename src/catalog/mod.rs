@@ -105,6 +105,8 @@ pub struct Sync {
     pub shape: Option<serde_json::Value>,
     /// With one index a period: the indices that were made, of this generation and perhaps of earlier ones.
     pub indices: Vec<String>,
+    /// Of a target to be removed: the sync that fed it, and has another that is to be filled first. Until then this one serves.
+    pub successor: Option<i32>,
     pub relations: Vec<Relation>,
 }
 
@@ -219,7 +221,7 @@ impl Sync {
 
 const COLUMNS: &str = "sync_id, name, kind, source::pg_catalog.oid, server, target, key_columns, address_columns, \
     owner::pg_catalog.oid, options, identity, paused, generation, phase, position, rows_done, rows_total, adopt, request, layout, claimed, note, shape, \
-    indices";
+    indices, successor";
 
 fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, pgrx::spi::Error> {
     let sql = format!("SELECT {COLUMNS} FROM fanout.sync WHERE {filter} ORDER BY sync_id");
@@ -251,6 +253,7 @@ fn query(filter: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Sync>, 
                 note: row.get(22)?,
                 shape: row.get::<JsonB>(23)?.map(|json| json.0),
                 indices: row.get(24)?.unwrap_or_default(),
+                successor: row.get(25)?,
                 relations: Vec::new(),
             });
         }
@@ -314,6 +317,15 @@ pub fn all() -> Result<Vec<Sync>, pgrx::spi::Error> {
 /// The sync of that name, read with our own rights; None if there is none.
 pub fn find(name: &str) -> Option<Sync> {
     ours(privileged(|| query("name OPERATOR(pg_catalog.=) $1", &[name.into()]))).pop()
+}
+
+/// What is searched for a sync: itself, or the target that it had before, as long as the present one is not filled.
+pub fn serving(sync: &Sync) -> Sync {
+    let filter = "$1 OPERATOR(pg_catalog.=) ANY (ARRAY[sync_id, successor])";
+    // Both as of one moment: it may get another target, or its old one back, just now.
+    let both = ours(privileged(|| query(filter, &[sync.id.into()])));
+    let former = both.iter().find(|it| it.successor == Some(sync.id));
+    former.or(both.first()).unwrap_or(sync).clone()
 }
 
 /// What a trigger has to know of its sync, or of its relation.

@@ -24,6 +24,14 @@ pub fn check_sync_name(name: &str) -> Result<(), Failure> {
         .hint("Give another: name => '…', of 1 to 63 bytes without control characters."))
 }
 
+/// What a target is called in fanout.status that the sync of that name had before.
+pub fn former_name(sync: &str, number: u32) -> String {
+    let suffix = format!("_former_{number}");
+    let room = IDENTIFIER_BYTES - suffix.len();
+    let end = (0..=room.min(sync.len())).rev().find(|&end| sync.is_char_boundary(end)).unwrap_or_default();
+    format!("{}{suffix}", &sync[..end])
+}
+
 /// Why engines would refuse an index of that name, if they would.
 pub fn index_name_problem(name: &str) -> Option<String> {
     if name.is_empty() {

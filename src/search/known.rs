@@ -15,6 +15,8 @@ use crate::catalog::{self, Sync, mapping};
 /// A sync, and what its index' mapping says.
 pub struct Known {
     pub sync: Sync,
+    /// What is searched: the sync itself, unless its target is another that is not filled yet.
+    pub serving: Sync,
     pub scope: Scope,
 }
 
@@ -51,7 +53,7 @@ pub fn sync(name: &str) -> Rc<Known> {
         return known;
     }
     let sync = catalog::get(name);
-    let known = Rc::new(Known { scope: scope(&sync), sync });
+    let known = Rc::new(Known { scope: scope(&sync), serving: catalog::serving(&sync), sync });
     // Reading may itself have taken in an invalidation: then this is good for now, but not for later.
     if INVALIDATIONS.get() == now {
         KNOWN.with_borrow_mut(|all| {

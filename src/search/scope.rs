@@ -71,9 +71,10 @@ pub fn refuse_row_security(sync: &Sync) {
     }
 }
 
-/// The index that a sync feeds.
+/// The index that serves for a sync.
 pub fn place_of(known: &Known) -> Place {
-    Place { target: engine_target(&known.sync.server), index: known.sync.target.clone(), scope: known.scope.clone() }
+    let serving = &known.serving;
+    Place { target: engine_target(&serving.server), index: serving.target.clone(), scope: known.scope.clone() }
 }
 
 /// An index that no sync needs to feed.

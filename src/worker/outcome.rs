@@ -455,6 +455,20 @@ pub fn set_apart(worker: &mut Worker, id: i32, failed: &Failed) {
     runner.pending.retry(slot, Some(Instant::now() + Duration::from_secs(delay)));
 }
 
+/// The addresses of a page of ids, or of keys, as [`Runner::parse`] tells them.
+pub fn addresses(runner: &Runner, page: &IdPage) -> Vec<Option<Vec<u8>>> {
+    let places: Vec<usize> = (0..page.ids.len()).collect();
+    // As the owner: an input function, or the CHECK of a domain, is the user's own code.
+    let parse = |places: &[usize]| {
+        let one = |&at: &usize| runner.parse(Called::on(page, at));
+        read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
+    };
+    parse(&places).unwrap_or_else(|_| {
+        // One of them is no text of the key's type: one by one.
+        places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?)).collect()
+    })
+}
+
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.
 fn names(worker: &mut Worker, id: i32, page: &IdPage) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
@@ -466,20 +480,10 @@ fn names(worker: &mut Worker, id: i32, page: &IdPage) {
         }
         return;
     }
-    let places: Vec<usize> = (0..page.ids.len()).collect();
-    // As the owner: an input function, or the CHECK of a domain, is the user's own code.
-    let parse = |places: &[usize]| {
-        let one = |&at: &usize| runner.parse(Called::on(page, at));
-        read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
-    };
-    let parsed = parse(&places).or_else(|_| {
-        // One of them is no text of the key's type: one by one.
-        let each = places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?));
-        Ok::<_, Failed>(each.collect())
-    });
+    let parsed = addresses(runner, page);
     let again = runner.scan.as_ref().is_some_and(|scan| matches!(scan.orphans, Orphans::Listing(_)));
     let (mut orphans, mut foreign) = (Vec::new(), 0);
-    for (at, address) in parsed.unwrap_or_default().into_iter().enumerate() {
+    for (at, address) in parsed.into_iter().enumerate() {
         match (address, runner.orphan(page, at)) {
             // Read already, when it was listed first.
             (Some(_), _) if again => {}

@@ -383,6 +383,11 @@ impl Runner {
         self.wanted.is_none() && self.sync.phase == Phase::Live && self.stored == 0 && self.pending.is_done(epoch)
     }
 
+    /// True if the target has all that the source has, but for changes that come.
+    pub fn serves(&self) -> bool {
+        matches!(self.target, Target::Ready) && self.sync.phase == Phase::Live && self.wanted.is_none()
+    }
+
     /// Writes to shared memory what fanout.status shows.
     pub fn publish(&mut self) {
         use std::sync::atomic::Ordering::Relaxed;

@@ -36,9 +36,31 @@ pub fn set_indirect(relation: i32) {
     crate::catalog::changed();
 }
 
-/// Notes as whom the target was claimed; whoever it was taken from.
-pub fn set_claimed(sync: i32, claimed: &str) {
-    run("UPDATE fanout.sync SET claimed = $2, adopt = false WHERE sync_id = $1", &[sync.into(), claimed.into()]);
+/// Notes as whom the target was claimed; whoever it was taken from. False if the sync has another target by now.
+pub fn set_claimed(sync: &Sync, claimed: &str) -> bool {
+    let sql = "UPDATE fanout.sync SET claimed = $2, adopt = false WHERE sync_id = $1 AND target = $3 AND server = $4";
+    run(sql, &[sync.id.into(), claimed.into(), (&*sync.target).into(), (&*sync.server).into()]) == 1
+}
+
+/// The target that a sync had before is to be removed from now on, for the present one is filled. False if it is not, as far as
+/// the catalog knows: that is to be read anew.
+pub fn release_former(former: &Sync, successor: &Sync) -> bool {
+    // Locked: the sync may be given its old target back, or yet another, at this moment.
+    let filled =
+        "SELECT FROM fanout.sync WHERE sync_id = $1 AND target = $2 AND generation = $3 AND phase = 'live' FOR SHARE";
+    if run(filled, &[successor.id.into(), (&*successor.target).into(), successor.generation.into()]) == 0 {
+        return false;
+    }
+    end_wait(former)
+}
+
+/// A target is to be removed from now on, whatever it waited for. False if it is not to be removed any more.
+pub fn end_wait(former: &Sync) -> bool {
+    let released =
+        run("UPDATE fanout.sync SET successor = NULL, note = NULL WHERE sync_id = $1", &[former.id.into()]) == 1;
+    // Searches go to the new one from now on.
+    crate::catalog::changed();
+    released
 }
 
 /// Notes what somebody should know though the sync works.

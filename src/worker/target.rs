@@ -1,17 +1,21 @@
 //! Getting a target ready: claim it, make the index.
 
 use super::cycle::{PAGE, Task, Worker, want_phase};
-use super::outcome::fail;
+use super::outcome::{addresses, fail};
 use super::runner::{Runner, Target};
 use super::transaction::transaction;
 use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
-use delivery::engine::{IndexState, Unfit};
+use delivery::engine::{IdPage, IndexState, Unfit, Visible};
 use delivery::keyspace::{RedisBatch, RedisOutcome};
 use delivery::ownership::{ClaimOutcome, Rival};
 use delivery::period::NONE;
 use delivery::sender::{JobKind, JobResult};
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// What serves no longer is left for so long: searches may be on their way that began before.
+const LAST_SEARCHES: Duration = Duration::from_secs(2);
 
 /// Asks the next thing of a target that is not ready. True if a job was sent.
 pub fn tend(worker: &mut Worker, id: i32) -> bool {
@@ -19,6 +23,8 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
     if matches!(runner.target, Target::Ready) && mapping_is_old(runner) {
         runner.target = Target::Claimed;
     }
+    let visible = if former(worker, id).is_some() { Visible::AfterSwap } else { Visible::AtOnce };
+    let Some(runner) = worker.runners.get_mut(&id) else { return false };
     let (task, kind) = match runner.target {
         Target::Asked => return false,
         Target::Ready => {
@@ -36,6 +42,10 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
         }
         Target::Claimed => match runner.sync.kind {
             Kind::Cache => {
+                // What is under way to keys of before comes first: they may be removed when these here are filled.
+                if runner.batches > 0 {
+                    return false;
+                }
                 ready(runner);
                 return true;
             }
@@ -48,7 +58,7 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
                 match transaction(|| crate::catalog::mapping::index_body(&sync)) {
                     Ok(body) => {
                         runner.index_body = Some(body.clone());
-                        match ensure(runner, body) {
+                        match ensure(runner, body, visible) {
                             Some(kind) => (Task::EnsureIndex, kind),
                             None => return false,
                         }
@@ -71,10 +81,10 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
 }
 
 /// What makes the index, or those that there are to be with one a period. None if it cannot be asked for now.
-fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
+fn ensure(runner: &mut Runner, body: serde_json::Value, visible: Visible) -> Option<JobKind> {
     let (concrete, alias) = (runner.sync.concrete_index(), runner.sync.target.clone());
     if runner.templates.period.is_none() {
-        return Some(JobKind::EnsureIndex { concrete, alias, body });
+        return Some(JobKind::EnsureIndex { concrete, alias, body, visible });
     }
     let noted = noted(&runner.sync);
     let mut wanted = &noted | &runner.unmade;
@@ -114,7 +124,7 @@ fn ensure(runner: &mut Runner, body: serde_json::Value) -> Option<JobKind> {
         // Those that were made before are there, or were deleted: then they are not made here, but see answered().
         indices = runner.unmade.iter().cloned().collect();
     }
-    Some(JobKind::EnsurePeriods { generation: concrete, indices, alias, body })
+    Some(JobKind::EnsurePeriods { generation: concrete, indices, alias, body, visible })
 }
 
 /// The indices of the present generation that are noted.
@@ -169,11 +179,18 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             let before = runner.sync.claimed.replace(claimed.clone());
             let same = before.as_deref() == Some(expected.as_str());
             runner.ownership = Some(ownership);
-            if let Err(failed) = transaction(|| super::store::set_claimed(id, &claimed)) {
-                runner.sync.claimed = before;
-                runner.target = Target::Unknown;
-                runner.back_off(&failed.to_string());
-                return;
+            match transaction(|| super::store::set_claimed(&runner.sync, &claimed)) {
+                Ok(true) => {}
+                Ok(false) => {
+                    runner.target = Target::Unknown;
+                    return super::process::catalog_is_stale();
+                }
+                Err(failed) => {
+                    runner.sync.claimed = before;
+                    runner.target = Target::Unknown;
+                    runner.back_off(&failed.to_string());
+                    return;
+                }
             }
             runner.sync.adopt = false;
             if !same {
@@ -186,6 +203,9 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
         JobResult::Claim(ClaimOutcome::OwnedBy { by, rival, silent_for, sighting, .. }) => {
             runner.sighting = Some(sighting);
             runner.target = Target::Unknown;
+            if runner.sync.phase == Phase::Drop {
+                return left_to(worker, id, &by, rival.as_ref());
+            }
             let why = match rival {
                 Some(rival) => fed_by_rival(worker, id, &rival),
                 None => format!(
@@ -273,7 +293,9 @@ fn serve(worker: &mut Worker, id: i32) {
     let (alias, new) = (runner.sync.target.clone(), runner.sync.concrete_index());
     let old = runner.sync.index_of(generation - 1);
     let further = runner.sync.options["aliases"].clone();
-    let kind = JobKind::SwapAlias { alias, old: Some(old), new, further };
+    let (server, former) = (runner.sync.server.clone(), former(worker, id));
+    let former = former.filter(|former| former.sync.server == server).map(|former| former.sync.target.clone());
+    let kind = JobKind::SwapAlias { alias, old: Some(old), new, further, former };
     if worker.send(id, Task::SwapAlias(generation), kind).is_err()
         && let Some(runner) = worker.runners.get_mut(&id)
     {
@@ -281,27 +303,99 @@ fn serve(worker: &mut Worker, id: i32) {
     }
 }
 
+/// The target that a sync had before, where that serves until the present one is filled.
+fn former(worker: &Worker, id: i32) -> Option<&Runner> {
+    worker.runners.values().find(|runner| runner.sync.successor == Some(id))
+}
+
+/// Whether what waits for the target of another sync to be filled has waited long enough; that is noted before anything is
+/// removed, for until then the sync may take it back.
+fn may_go(worker: &mut Worker, id: i32) -> bool {
+    let Some(waiting) = worker.runners.get_mut(&id) else { return false };
+    let Some(successor) = waiting.sync.successor else { return true };
+    // Until then it gives signs of life: nobody else is to take it for one that was left.
+    waiting.target = Target::Ready;
+    let (former, successor) = (waiting.sync.clone(), worker.runners.get(&successor));
+    let noted = match successor {
+        Some(filled) if !filled.serves() => return false,
+        Some(filled) => transaction(|| super::store::release_former(&former, &filled.sync)),
+        // Gone without a word.
+        None => transaction(|| super::store::end_wait(&former)),
+    };
+    let Some(waiting) = worker.runners.get_mut(&id) else { return false };
+    match noted {
+        Ok(true) => {
+            waiting.sync.successor = None;
+            waiting.not_before = Some(Instant::now() + LAST_SEARCHES);
+        }
+        Ok(false) => super::process::catalog_is_stale(),
+        Err(failed) => waiting.back_off(&failed.to_string()),
+    }
+    false
+}
+
 /// Removes the target of a sync that is to end: the index, or the keys of the template page by page. True if a job was sent.
 pub fn remove(worker: &mut Worker, id: i32) -> bool {
-    let Some(runner) = worker.runners.get_mut(&id) else { return false };
+    let Some(runner) = worker.runners.get(&id) else { return false };
     // What is on its way to the target could make it anew.
     if runner.batches > 0 || matches!(runner.target, Target::Asked) {
         return false;
     }
-    let (next, kind) = match runner.sync.kind {
-        Kind::Index => generation(&runner.sync, runner.sync.generation),
-        Kind::Cache => {
-            let glob = runner.templates.glob();
-            (None, JobKind::ScanKeys { glob, cursor: None, count: PAGE })
-        }
+    let (task, kind) = if runner.ownership.is_none() {
+        // It may be another's by now.
+        (Task::Claim, JobKind::Claim(worker.claim(runner)))
+    } else if !may_go(worker, id) {
+        return false;
+    } else {
+        let Some(runner) = worker.runners.get(&id) else { return false };
+        let (next, kind) = match runner.sync.kind {
+            Kind::Index => generation(&runner.sync, runner.sync.generation),
+            Kind::Cache => {
+                let glob = runner.templates.glob();
+                (None, JobKind::ScanKeys { glob, cursor: None, count: PAGE })
+            }
+        };
+        (Task::Drop(next), kind)
     };
-    if worker.send(id, Task::Drop(next), kind).is_err() {
+    if worker.send(id, task, kind).is_err() {
         return false;
     }
     if let Some(runner) = worker.runners.get_mut(&id) {
         runner.target = Target::Asked;
     }
     true
+}
+
+/// A target that is to be removed is another's: it is left to that.
+fn left_to(worker: &mut Worker, id: i32, by: &str, rival: Option<&Rival>) {
+    let why = rival
+        .map_or_else(|| format!("the target is fed by another owner ({by})"), |rival| fed_by_rival(worker, id, rival));
+    let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let literal = pgrx::spi::quote_literal(&runner.sync.name);
+    runner.block(&format!("{why}, and not removed; SELECT fanout.drop_sync({literal}); leaves it to that"));
+}
+
+/// Those of the keys that are the target's own, and no other sync's whose template they match as well.
+fn own_keys(worker: &Worker, runner: &Runner, keys: &[String]) -> Vec<String> {
+    let matching = |known: &Runner, key: &String| {
+        known.templates.key.as_ref().is_some_and(|template| template.parse_key(key).is_some())
+    };
+    let mut own: Vec<String> = keys.iter().filter(|key| matching(runner, key)).cloned().collect();
+    let others = worker.runners.values().filter(|other| {
+        other.sync.server == runner.sync.server && other.sync.phase != Phase::Drop && !other.is_parked()
+    });
+    for other in others {
+        let (theirs, rest): (Vec<String>, Vec<String>) = own.into_iter().partition(|key| matching(other, key));
+        own = rest;
+        if theirs.is_empty() || other.source.is_none() {
+            // Of which types its key is, is not known now: they are left.
+            continue;
+        }
+        let page = IdPage { ids: theirs, ..IdPage::default() };
+        let parsed = addresses(other, &page);
+        own.extend(page.ids.into_iter().zip(parsed).filter(|(_, address)| address.is_none()).map(|(key, _)| key));
+    }
+    own
 }
 
 /// What removes the index of a generation, and which is to be removed after it: in the middle of a resync it is an older one
@@ -347,9 +441,8 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
         }
         Ok(JobResult::Keys(page)) => {
             let mut batch = RedisBatch::new();
-            let ours =
-                |key: &&String| runner.templates.key.as_ref().is_some_and(|known| known.parse_key(key).is_some());
-            for (slot, key) in page.keys.iter().filter(ours).enumerate() {
+            let Some(runner) = worker.runners.get(&id) else { return };
+            for (slot, key) in own_keys(worker, runner, &page.keys).iter().enumerate() {
                 batch.push_delete(slot as u32, key);
             }
             (Task::Drop(Some(page.cursor.unwrap_or_default())), JobKind::Redis(batch))

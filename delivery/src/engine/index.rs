@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Reply, Request, parsed, refusal, refusal_type, segment};
 use super::periods::is_of;
-use super::{Engine, IndexState};
+use super::{Engine, IndexState, Visible};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where our mark is in a mapping: `_meta.pg_fanout`.
@@ -75,15 +75,16 @@ impl Engine {
     }
 
     /// Makes the concrete index with `body` (`settings`, `mappings`, `aliases`), `index.gc_deletes` 1 h and our mark, and, if
-    /// the alias does not exist yet, points it there, and the further `aliases` with it. An alias that points to another index of ours is left alone (see
+    /// the alias does not exist yet and the index is to be `visible`, points it there, and the further `aliases` with it. An alias that points to another index of ours is left alone (see
     /// [`Engine::swap_alias`]). [`crate::ErrorKind::Conflict`] if the alias' name is that of an index or data stream,
     /// or either name belongs to an index without our mark. `concrete` and `alias` must differ.
-    pub fn ensure_index(&self, concrete: &str, alias: &str, body: &Value) -> Result<IndexState> {
+    pub fn ensure_index(&self, concrete: &str, alias: &str, body: &Value, visible: Visible) -> Result<IndexState> {
         check_name(concrete)?;
         check_name(alias)?;
         self.forget_check(concrete);
         let holders = self.holders(alias)?;
-        let (alias_is_free, alias_is_here) = (holders.is_empty(), holders.iter().any(|holder| holder == concrete));
+        let alias_is_free = visible == Visible::AtOnce && holders.is_empty();
+        let alias_is_here = holders.iter().any(|holder| holder == concrete);
         let path = format!("/{}", segment(concrete));
         let request = Request::new(Method::PUT, &path).json(&index_body(body, alias, alias_is_free));
         let reply = self.http.send(&request)?;
@@ -96,7 +97,7 @@ impl Engine {
         self.must_be_ours(concrete)?;
         let further = &body["aliases"];
         if alias_is_free || (alias_is_here && further.is_object()) {
-            self.point_alias(alias, &[], &[concrete], Writes::Here, further)?;
+            self.point_alias(alias, &[], &[concrete], Writes::Here, (further, &[]))?;
         }
         Ok(IndexState::Exists)
     }
@@ -130,10 +131,18 @@ impl Engine {
 
     /// Points the alias at `new` and no longer at `old`, nor at any other index of ours (of a rebuild that was overtaken), in
     /// one step, once all that `new` holds can be searched, and the `further` aliases (name → what engines take for one) with it.
-    /// `new` may be the alias of a generation: then it is all indices of that.
+    /// `new` may be the alias of a generation: then it is all indices of that. The further aliases leave the indices of alias `former`,
+    /// too, which served before this one.
     /// Harmless if it is so already. [`crate::ErrorKind::Conflict`] if it points to an index without our mark.
-    pub fn swap_alias(&self, alias: &str, old: Option<&str>, new: &str, further: &Value) -> Result<()> {
-        for name in [Some(alias), old, Some(new)].into_iter().flatten() {
+    pub fn swap_alias(
+        &self,
+        alias: &str,
+        old: Option<&str>,
+        new: &str,
+        further: &Value,
+        former: Option<&str>,
+    ) -> Result<()> {
+        for name in [Some(alias), old, Some(new), former].into_iter().flatten() {
             check_name(name)?;
         }
         let holders: Vec<String> = match self.describe(alias)? {
@@ -156,19 +165,28 @@ impl Engine {
         if holders == coming && !further.is_object() {
             return Ok(());
         }
+        let former: Vec<String> = match former.map(|former| self.describe(former)).transpose()? {
+            Some(Named::Alias(indices)) => {
+                indices.into_iter().filter(|(_, marked)| *marked).map(|(it, _)| it).collect()
+            }
+            _ => Vec::new(),
+        };
+        let former: Vec<&str> = former.iter().filter(|it| !coming.contains(it)).map(String::as_str).collect();
         // What is not refreshed yet would be missing from searches from one moment to the next.
         self.refresh(new)?;
         let leaving: Vec<&str> = holders.iter().filter(|it| !coming.contains(it)).map(String::as_str).collect();
-        self.point_alias(alias, &leaving, &coming.iter().map(String::as_str).collect::<Vec<_>>(), writes, further)
+        let coming: Vec<&str> = coming.iter().map(String::as_str).collect();
+        self.point_alias(alias, &leaving, &coming, writes, (further, &former))
     }
 
+    /// Points an alias at other indices, and the further ones with it, which leave some more.
     pub(super) fn point_alias(
         &self,
         alias: &str,
         leaving: &[&str],
         coming: &[&str],
         writes: Writes,
-        further: &Value,
+        (further, former): (&Value, &[&str]),
     ) -> Result<()> {
         let mut actions: Vec<Value> =
             leaving.iter().map(|index| json!({"remove": {"index": index, "alias": alias}})).collect();
@@ -181,7 +199,7 @@ impl Engine {
         }
         for (name, definition) in further.as_object().into_iter().flatten() {
             let left = |index: &&str| json!({"remove": {"index": index, "alias": name, "must_exist": false}});
-            actions.extend(leaving.iter().map(left));
+            actions.extend(leaving.iter().chain(former).map(left));
             actions.extend(coming.iter().map(|index| {
                 let mut add = definition.clone();
                 add["index"] = json!(index);

@@ -38,6 +38,15 @@ pub struct EngineInfo {
     pub version: Option<String>,
 }
 
+/// From when on a new index is behind its aliases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visible {
+    /// From the start, if the alias is free.
+    AtOnce,
+    /// Once it is filled: after [`Engine::swap_alias`].
+    AfterSwap,
+}
+
 /// Outcome of [`Engine::ensure_index`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IndexState {

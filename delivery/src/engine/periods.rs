@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::http::{Request, refusal, segment};
 use super::index::{Named, Writes, already_exists, check_name, conflict, index_body};
-use super::{Engine, Unfit};
+use super::{Engine, Unfit, Visible};
 use crate::error::Result;
 
 /// Outcome of [`Engine::ensure_periods`].
@@ -24,13 +24,21 @@ pub struct Periods {
 
 impl Engine {
     /// Makes those of the `wanted` indices that there are not, behind the alias `generation`, and puts what they lack into the
-    /// mappings of all. Their names begin with `generation` and a dash. If `alias` is free, or serves this generation, they are
+    /// mappings of all. Their names begin with `generation` and a dash. If `alias` is free and they are to be `visible`, or it serves this generation, they are
     /// behind it too, and behind the further aliases of `body`; else only after [`Engine::swap_alias`].
     /// [`crate::ErrorKind::Conflict`] as for [`Engine::ensure_index`].
-    pub fn ensure_periods(&self, generation: &str, wanted: &[String], alias: &str, body: &Value) -> Result<Periods> {
+    pub fn ensure_periods(
+        &self,
+        generation: &str,
+        wanted: &[String],
+        alias: &str,
+        body: &Value,
+        visible: Visible,
+    ) -> Result<Periods> {
         wanted.iter().map(String::as_str).chain([generation, alias]).try_for_each(check_name)?;
         let served = self.holders(alias)?;
-        let is_served = served.is_empty() || served.iter().any(|index| is_of(generation, index));
+        let is_free = visible == Visible::AtOnce && served.is_empty();
+        let is_served = is_free || served.iter().any(|index| is_of(generation, index));
         let mut present: BTreeSet<String> = match self.describe(generation)? {
             Named::Nothing => BTreeSet::new(),
             Named::Alias(indices) => {
@@ -65,7 +73,7 @@ impl Engine {
             } else if already_exists(&reply) {
                 // Made by us, but somebody took it out of the alias, or put another in its place.
                 self.must_be_ours(index)?;
-                self.point_alias(generation, &[], &[index], Writes::Nowhere, &Value::Null)?;
+                self.point_alias(generation, &[], &[index], Writes::Nowhere, (&Value::Null, &[]))?;
             } else {
                 return Err(refusal(&reply));
             }
@@ -77,7 +85,7 @@ impl Engine {
             .map(String::as_str)
             .collect();
         if is_served && !left_out.is_empty() {
-            self.point_alias(alias, &[], &left_out, Writes::Nowhere, further)?;
+            self.point_alias(alias, &[], &left_out, Writes::Nowhere, (further, &[]))?;
         }
         Ok(Periods { present, made, unfit })
     }

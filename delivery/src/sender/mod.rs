@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub use self::wake::{Wake, WakeReader, wake_pair};
 use crate::bulk::{BulkBody, BulkOutcome};
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Periods, Unfit};
+use crate::engine::{Engine, EngineInfo, IdPage, IndexState, Periods, Unfit, Visible};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyspace::{KeyPage, RedisBatch, RedisOutcome, RedisTarget};
 use crate::ownership::{Claim, ClaimOutcome, Heartbeat, Ownership};
@@ -37,6 +37,8 @@ pub enum JobKind {
         alias: String,
         /// `settings`, `mappings`, `aliases`.
         body: serde_json::Value,
+        /// From when on it is behind its aliases.
+        visible: Visible,
     },
     /// See [`crate::engine::Engine::ensure_periods`]. → [`JobResult::Periods`]
     EnsurePeriods {
@@ -48,6 +50,8 @@ pub enum JobKind {
         alias: String,
         /// `settings`, `mappings`.
         body: serde_json::Value,
+        /// From when on it is behind its aliases.
+        visible: Visible,
     },
     /// See [`crate::engine::Engine::swap_alias`]. → [`JobResult::Done`]
     SwapAlias {
@@ -59,6 +63,8 @@ pub enum JobKind {
         new: String,
         /// Further aliases that go with it; null if there are none.
         further: serde_json::Value,
+        /// The alias that served before this one, whose indices the further ones leave.
+        former: Option<String>,
     },
     /// See [`crate::engine::Engine::delete_index`]. → [`JobResult::Done`]
     DeleteIndex {
@@ -353,19 +359,19 @@ impl Shared {
 fn on_engine(engine: &Engine, job: &mut JobKind) -> Result<JobResult> {
     Ok(match job {
         JobKind::Bulk(body) => JobResult::Bulk(engine.bulk(body)?),
-        JobKind::EnsureIndex { concrete, alias, body } => {
-            let state = engine.ensure_index(concrete, alias, body)?;
+        JobKind::EnsureIndex { concrete, alias, body, visible } => {
+            let state = engine.ensure_index(concrete, alias, body, *visible)?;
             let unfit = match state {
                 IndexState::Created => Vec::new(),
                 IndexState::Exists => engine.extend_mapping(concrete, &body["mappings"])?,
             };
             JobResult::Index(state, unfit)
         }
-        JobKind::EnsurePeriods { generation, indices, alias, body } => {
-            JobResult::Periods(engine.ensure_periods(generation, indices, alias, body)?)
+        JobKind::EnsurePeriods { generation, indices, alias, body, visible } => {
+            JobResult::Periods(engine.ensure_periods(generation, indices, alias, body, *visible)?)
         }
-        JobKind::SwapAlias { alias, old, new, further } => {
-            engine.swap_alias(alias, old.as_deref(), new, further)?;
+        JobKind::SwapAlias { alias, old, new, further, former } => {
+            engine.swap_alias(alias, old.as_deref(), new, further, former.as_deref())?;
             JobResult::Done
         }
         JobKind::DeleteIndex { concrete } => {

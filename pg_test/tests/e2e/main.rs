@@ -37,6 +37,7 @@ mod savepoints;
 mod search;
 mod statements;
 mod tables;
+mod targets;
 mod types;
 mod values;
 mod verify;

@@ -69,6 +69,17 @@ fn what_cannot_be_a_source_is_refused() {
         "55000",
         "\"keyless\" has no key",
     );
+    // There are no arrays of arrays, by which many keys would be asked for.
+    world.db.exec("CREATE TABLE listed (path int[], n int, PRIMARY KEY (n, path))");
+    for call in [
+        "index_table('listed', server => 'search')",
+        "cache_table('listed', server => 'cache', key => 'k:${n}:${path}')",
+    ] {
+        let refusal = world.db.refusal(&format!("SELECT fanout.{call}"));
+        assert_eq!(refusal.code, "42804", "{refusal}");
+        assert!(refusal.message.contains("column \"path\"") && refusal.message.contains("type integer[]"), "{refusal}");
+        assert!(refusal.detail.contains("(n, path)") && !refusal.hint.is_empty(), "{refusal}");
+    }
     refused(&mut world, "SELECT fanout.mapping('nothing')", "42809", "\"nothing\" has no columns");
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.sync"), "0");
     assert_eq!(world.db.value("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal"), "0");
@@ -245,6 +256,12 @@ fn mistakes_in_what_is_altered_are_refused() {
     products(&mut world, 5);
     let sync = world.index_table("product", &Engine::opensearch(), "");
     let cache = world.cache_table("product", "");
+    world.db.exec(
+        "ALTER TABLE product ADD COLUMN place point;
+         BEGIN; SELECT fanout.index_table('product', server => 'search', index => 'refused_taken', name => 'other'),
+                       fanout.cache_table('product', server => 'cache', key => 'refused_taken:${id}', name => 'third');
+         SELECT fanout.pause('other'), fanout.pause('third'); COMMIT",
+    );
     let of_index = |arguments: &str| format!("SELECT fanout.alter_sync('{sync}', {arguments})");
     let mut cases = calls(
         of_index,
@@ -252,7 +269,13 @@ fn mistakes_in_what_is_altered_are_refused() {
             ("ttl => '1 hour'", "22023", "\"ttl\" is for a cache"),
             ("format => 'hash'", "22023", "\"format\" is for a cache"),
             ("key => 'p:${id}'", "22023", "\"key\" is for a cache"),
-            ("index => 'another'", "0A000", "\"index\" of a sync can't be changed"),
+            ("index => 'Upper'", "42602", "invalid index name \"Upper\": it must be in lower case"),
+            ("index => 'all', aliases => '[\"all\"]'", "22023", "\"aliases\" names \"all\", which is the index itself"),
+            (
+                "index => 'refused_taken'",
+                "42710",
+                "index \"refused_taken\" on server \"search\" is fed by sync \"other\" already",
+            ),
             ("name => ''", "42602", "invalid sync name: it is empty"),
             ("name => 'product_cache'", "42710", "sync \"product_cache\" already exists"),
             ("on_reject => 'shrug'", "22023", "invalid value for \"on_reject\""),
@@ -274,12 +297,18 @@ fn mistakes_in_what_is_altered_are_refused() {
         &[
             (r#"mapping => '{"name": {"type": "keyword"}}'"#, "22023", "\"mapping\" is for an index"),
             ("index => 'another'", "22023", "\"index\" is for an index"),
-            ("key => 'another:${id}'", "0A000", "\"key\" of a sync can't be changed"),
+            ("key => 'constant'", "22023", "invalid key template"),
+            ("key => 'p:${nonsense}:${id}'", "42703", "column \"nonsense\" of table \"product\" does not exist"),
+            ("key => 'p:${name}'", "22023", "the key template doesn't name key column \"id\""),
+            ("key => 'p:${id}:${attributes}:${place}'", "42804", "column \"place\" can't be part of a key"),
+            (
+                "key => 'refused_taken:${id}'",
+                "42710",
+                "this key template on server \"cache\" is fed by sync \"third\" already",
+            ),
         ],
     ));
     all_refused(&mut world, &cases);
-    let refusal = world.db.refusal(&of_index("index => 'another'"));
-    assert!(refusal.hint.contains("fanout.index_table(…, index => '…')"), "{refusal}");
     let target = world.index_name("product");
     assert_eq!(world.db.value(&of_index(&format!("index => '{target}'"))), "nothing", "the one that it has");
     let (_, mut session) = world.role("visitor");

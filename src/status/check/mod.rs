@@ -6,7 +6,7 @@ mod target;
 
 use crate::catalog::acting::privileged;
 use crate::catalog::admin::owns;
-use crate::catalog::{self, Sync, ours};
+use crate::catalog::{self, Phase, Sync, ours};
 use crate::error::failure;
 use pgrx::prelude::*;
 
@@ -105,6 +105,11 @@ fn check(
     for sync in &syncs {
         pgrx::check_for_interrupts!();
         findings.object = format!("sync {}", sync.name);
+        source::state(&mut findings, sync);
+        if sync.phase == Phase::Drop {
+            // Nothing of it has to be right but the way to its target.
+            continue;
+        }
         let readable = source::check(&mut findings, sync);
         if owns(sync) {
             target::check(&mut findings, sync, readable);

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering::Relaxed;
 /// True if source and target can be looked at as well.
 pub fn check(findings: &mut Findings, sync: &Sync) -> bool {
     let name = pgrx::spi::quote_literal(&sync.name);
-    state(findings, sync, &name);
     let Some(table) = Table::find(sync.source) else {
         findings.error(
             "source",
@@ -67,7 +66,9 @@ pub fn check(findings: &mut Findings, sync: &Sync) -> bool {
     true
 }
 
-fn state(findings: &mut Findings, sync: &Sync, name: &str) {
+/// What the sync is doing.
+pub fn state(findings: &mut Findings, sync: &Sync) {
+    let name = pgrx::spi::quote_literal(&sync.name);
     let state = crate::status::state(sync);
     let error = crate::status::last_error(sync).unwrap_or_default();
     match state.as_str() {
