@@ -36,7 +36,7 @@ fn resume(sync: Option<&str>) {
 }
 
 /// Until the worker has read the sync anew, that it is blocked says nothing to a waiter.
-fn expect_new_try(sync: &Sync) {
+pub fn expect_new_try(sync: &Sync) {
     if let Some(slot) = shared::sync_slot(sync.id, false) {
         slot.resumed.store(true, Relaxed);
     }

@@ -2,7 +2,7 @@
 
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, not_ending, not_parked, owned};
+use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, expect_new_try, not_ending, not_parked, owned};
 use crate::catalog::declare::{
     address_columns, check_fields, check_jitter, check_pipeline, check_search_fields, fed_by, fits, index_columns,
     key_template, one_of, refuse_rival, ttl_milliseconds,
@@ -496,9 +496,11 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
             Ok(())
         }));
     });
+    expect_new_try(after);
     // What was never claimed, nothing was written to.
     if is_moved(before, after) && claimed {
-        leave_behind(before, after);
+        // One that was never filled serves nobody: an older one does.
+        leave_behind(before, after, taken_back.is_none());
     }
     catalog::changed();
 }
@@ -511,7 +513,7 @@ fn lock(sync: &Sync) -> bool {
 
 /// Notes the target that a sync had as one that is to be removed: when the new one is filled, for until then it serves; or at
 /// once, if it was itself never filled and an older one serves.
-fn leave_behind(before: &Sync, after: &Sync) {
+fn leave_behind(before: &Sync, after: &Sync, serves: bool) {
     let mut names = (1..).map(|number| former_name(&before.name, number));
     let name = names.find(|name| catalog::find(name).is_none()).unwrap_or_default();
     privileged(|| {
@@ -522,7 +524,7 @@ fn leave_behind(before: &Sync, after: &Sync) {
                  SELECT $2, kind, source, server, $3, key_columns, $4, $5::pg_catalog.oid::pg_catalog.regrole, $6, identity,
                      $7, 'drop', w.successor, w.note
                  FROM fanout.sync LEFT JOIN (SELECT $1 AS successor, $8 AS note
-                     WHERE NOT EXISTS (SELECT FROM fanout.sync AS f WHERE f.successor = $1)) AS w ON true
+                     WHERE $9 AND NOT EXISTS (SELECT FROM fanout.sync AS f WHERE f.successor = $1)) AS w ON true
                  WHERE sync_id = $1",
                 None,
                 &[
@@ -534,6 +536,7 @@ fn leave_behind(before: &Sync, after: &Sync) {
                     JsonB(before.options.clone()).into(),
                     before.generation.into(),
                     format!("removed when sync \"{}\" is filled anew", after.name).into(),
+                    serves.into(),
                 ],
             );
             noted.map(drop)

@@ -52,10 +52,9 @@ pub fn sync(name: &str) -> Rc<Known> {
     if let Some(known) = KNOWN.with_borrow(|known| known.get(name).cloned()) {
         return known;
     }
-    let sync = catalog::get(name);
-    let known = Rc::new(Known { scope: scope(&sync), serving: catalog::serving(&sync), sync });
+    let (known, as_of_now) = read(name);
     // Reading may itself have taken in an invalidation: then this is good for now, but not for later.
-    if INVALIDATIONS.get() == now {
+    if as_of_now && INVALIDATIONS.get() == now {
         KNOWN.with_borrow_mut(|all| {
             if all.len() >= MAX_KNOWN {
                 all.clear();
@@ -64,6 +63,29 @@ pub fn sync(name: &str) -> Rc<Known> {
         });
     }
     known
+}
+
+/// Reads the catalog as of now: the statement's snapshot may be older than the invalidation that was just taken in, and a search
+/// goes where the index is by now. False: it is, or may be, as of that snapshot.
+fn read(name: &str) -> (Rc<Known>, bool) {
+    let read = || {
+        let sync = catalog::get(name);
+        Rc::new(Known { scope: scope(&sync), serving: catalog::serving(&sync), sync })
+    };
+    // SAFETY: reads variables of the backend; the snapshot that is pushed is popped, and an ERROR in between takes it along.
+    unsafe {
+        // PostgreSQL gives no other snapshot while a plan is run in parallel.
+        if pg_sys::IsInParallelMode() {
+            return (read(), false);
+        }
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+        let known = read();
+        pg_sys::PopActiveSnapshot();
+        // A transaction that has written reads with its own.
+        let with_its_own = pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32
+            && pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId;
+        (known, !with_its_own)
+    }
 }
 
 /// Postgres calls it for every relation that changed, those of this transaction too. Only counts: it may come at any time.
