@@ -568,6 +568,7 @@ impl Worker {
     /// Does the next thing for one sync. True if it did something.
     fn tend(&mut self, id: i32) -> bool {
         let now = Instant::now();
+        super::target::end_waiting(self, id);
         let Some(runner) = self.runners.get_mut(&id) else { return false };
         runner.pending.wake_delayed(now);
         if runner.wanted.is_some() && !begin_wanted(runner, now) {

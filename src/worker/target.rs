@@ -23,7 +23,8 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
     if matches!(runner.target, Target::Ready) && mapping_is_old(runner) {
         runner.target = Target::Claimed;
     }
-    let visible = if former(worker, id).is_some() { Visible::AfterSwap } else { Visible::AtOnce };
+    let hidden = matches!(runner.target, Target::Claimed) && former(worker, id).is_some();
+    let visible = if hidden { Visible::AfterSwap } else { Visible::AtOnce };
     let Some(runner) = worker.runners.get_mut(&id) else { return false };
     let (task, kind) = match runner.target {
         Target::Asked => return false,
@@ -308,21 +309,22 @@ fn former(worker: &Worker, id: i32) -> Option<&Runner> {
     worker.runners.values().find(|runner| runner.sync.successor == Some(id))
 }
 
-/// Whether what waits for the target of another sync to be filled has waited long enough; that is noted before anything is
-/// removed, for until then the sync may take it back.
-fn may_go(worker: &mut Worker, id: i32) -> bool {
-    let Some(waiting) = worker.runners.get_mut(&id) else { return false };
-    let Some(successor) = waiting.sync.successor else { return true };
-    // Until then it gives signs of life: nobody else is to take it for one that was left.
-    waiting.target = Target::Ready;
+/// A target that waits for that of another sync to be filled waits no longer when it is: searches go there from now on. Noted
+/// before anything is removed, for until then the sync may take it back; and whether this one can be removed or not.
+pub fn end_waiting(worker: &mut Worker, id: i32) {
+    let Some(waiting) = worker.runners.get(&id) else { return };
+    let Some(successor) = waiting.sync.successor else { return };
+    if waiting.not_before.is_some_and(|at| at > Instant::now()) {
+        return;
+    }
     let (former, successor) = (waiting.sync.clone(), worker.runners.get(&successor));
     let noted = match successor {
-        Some(filled) if !filled.serves() => return false,
+        Some(filled) if !filled.serves() => return,
         Some(filled) => transaction(|| super::store::release_former(&former, &filled.sync)),
         // Gone without a word.
         None => transaction(|| super::store::end_wait(&former)),
     };
-    let Some(waiting) = worker.runners.get_mut(&id) else { return false };
+    let Some(waiting) = worker.runners.get_mut(&id) else { return };
     match noted {
         Ok(true) => {
             waiting.sync.successor = None;
@@ -331,7 +333,6 @@ fn may_go(worker: &mut Worker, id: i32) -> bool {
         Ok(false) => super::process::catalog_is_stale(),
         Err(failed) => waiting.back_off(&failed.to_string()),
     }
-    false
 }
 
 /// Removes the target of a sync that is to end: the index, or the keys of the template page by page. True if a job was sent.
@@ -344,10 +345,13 @@ pub fn remove(worker: &mut Worker, id: i32) -> bool {
     let (task, kind) = if runner.ownership.is_none() {
         // It may be another's by now.
         (Task::Claim, JobKind::Claim(worker.claim(runner)))
-    } else if !may_go(worker, id) {
+    } else if runner.sync.successor.is_some() {
+        // Until then it gives signs of life: nobody else is to take it for one that was left.
+        if let Some(runner) = worker.runners.get_mut(&id) {
+            runner.target = Target::Ready;
+        }
         return false;
     } else {
-        let Some(runner) = worker.runners.get(&id) else { return false };
         let (next, kind) = match runner.sync.kind {
             Kind::Index => generation(&runner.sync, runner.sync.generation),
             Kind::Cache => {

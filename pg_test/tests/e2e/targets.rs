@@ -226,6 +226,34 @@ fn an_index_that_is_anothers_is_left_alone(world: &mut World, engine: &Engine) {
     assert_eq!(other.value("SELECT count(*) FROM fanout.sync"), "1");
 }
 
+#[test]
+fn an_old_index_that_another_takes_over_is_left_to_that() {
+    let mut world = World::new("target_taken");
+    products(&mut world, 400);
+    let engine = Engine::opensearch();
+    let (old, new) = (world.index_name("product"), world.index_name("article"));
+    let sync = world.index_table("product", &engine, "");
+    assert_in_step(&mut world, &sync);
+    alter(&mut world, &sync, "backfill_rate => 50");
+    alter(&mut world, &sync, &format!("index => '{new}'"));
+    let mut other = world.another();
+    other.exec("CREATE TABLE product (id int PRIMARY KEY); INSERT INTO product VALUES (1)");
+    other.exec(&format!("SELECT fanout.index_table('product', server => 'search', index => '{old}')"));
+    let error = "SELECT last_error FROM fanout.status WHERE sync = 'product'";
+    eventually("that is not for the taking", ENOUGH, || other.value(error).contains("another owner"));
+    other.exec("SELECT fanout.adopt('product')");
+    other.exec("SELECT fanout.wait('product', '60s')");
+    let blocked = "SELECT count(*) FROM fanout.status WHERE sync = 'product_former_1' AND state = 'blocked'";
+    eventually("the old one is blocked", ENOUGH, || world.db.value(blocked) == "1");
+    alter(&mut world, &sync, "reset => '{backfill_rate}'");
+    assert_in_step(&mut world, &sync);
+    eventually("searches go to the new one", ENOUGH, || world.db.value(&format!("SELECT es_count('{sync}')")) == "400");
+    assert_eq!(world.db.value(blocked), "1");
+    world.db.exec("SELECT fanout.drop_sync('product_former_1')");
+    assert_eq!(other.value("SELECT es_count('product')"), "1");
+    assert!(is_claimed(&engine, &old));
+}
+
 /// Whose keys match the template of another sync as text, and not as values of its key's type.
 #[test]
 fn the_keys_of_a_cache_get_another_template() {
