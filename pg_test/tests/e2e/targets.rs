@@ -234,7 +234,7 @@ fn an_old_index_that_another_takes_over_is_left_to_that() {
     let (old, new) = (world.index_name("product"), world.index_name("article"));
     let sync = world.index_table("product", &engine, "");
     assert_in_step(&mut world, &sync);
-    alter(&mut world, &sync, "backfill_rate => 50");
+    alter(&mut world, &sync, "backfill_rate => 5");
     alter(&mut world, &sync, &format!("index => '{new}'"));
     let mut other = world.another();
     other.exec("CREATE TABLE product (id int PRIMARY KEY); INSERT INTO product VALUES (1)");
