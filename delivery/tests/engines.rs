@@ -282,6 +282,33 @@ fn an_index_stands_behind_its_alias() {
     });
 }
 
+/// As when a sync gets another name for its index: the further aliases leave what served before together with it.
+#[test]
+fn an_index_that_is_to_serve_later_has_no_alias_before() {
+    on_each(|engine, _| {
+        let (former, alias) = (unique("former"), unique("later"));
+        let (old, new) = (format!("{former}-fanout-1"), format!("{alias}-fanout-2"));
+        let further = json!({ format!("{alias}-all"): {} });
+        let body = json!({"settings": {"number_of_replicas": 0}, "aliases": further});
+        assert_eq!(engine.ensure_index(&old, &former, &body, AtOnce).unwrap(), IndexState::Created);
+        for state in [IndexState::Created, IndexState::Exists] {
+            assert_eq!(engine.ensure_index(&new, &alias, &body, AfterSwap).unwrap(), state);
+            assert!(engine.alias_holders(&alias).unwrap().is_empty());
+        }
+        let all = format!("{alias}-all");
+        assert_eq!(engine.alias_holders(&all).unwrap(), [old.clone()]);
+        for _ in 0..2 {
+            engine.swap_alias(&alias, Some("another"), &new, &further, Some(&former)).unwrap();
+            assert_eq!(engine.alias_holders(&alias).unwrap(), [new.clone()]);
+            assert_eq!(engine.alias_holders(&all).unwrap(), [new.clone()]);
+            assert_eq!(engine.alias_holders(&former).unwrap(), [old.clone()]);
+        }
+        for index in [old, new] {
+            engine.delete_index(&index).unwrap();
+        }
+    });
+}
+
 fn engine_settings(url: &str, index: &str) -> Value {
     let client = reqwest::blocking::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
     let text = client.get(format!("{url}/{index}/_settings")).send().unwrap().text().unwrap();

@@ -80,6 +80,9 @@ fn a_sync_moves_to_another_index(world: &mut World, engine: &Engine) {
     assert_eq!(said.iter().map(|notice| notice.message.as_str()).collect::<Vec<_>>(), [expected.as_str()]);
     assert_eq!(syncs(world), ["product live"]);
     let searched = searches(world, &sync, 2000);
+    // A search goes where the index is, not where it was for this snapshot.
+    let mut reader = world.connect();
+    reader.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM product");
     assert_eq!(alter(world, &sync, &change), "resync");
     // The old one is a sync that is to go, and nobody else may have its name before.
     let former = "SELECT sync || ': ' || note FROM fanout.status WHERE state = 'dropping'";
@@ -108,6 +111,7 @@ fn a_sync_moves_to_another_index(world: &mut World, engine: &Engine) {
     assert_in_step(world, &sync);
     settled(world);
     assert!(searched() > 10);
+    assert_eq!(reader.value(&format!("SELECT es_count('{sync}')")), "2000");
     assert_eq!(engine.indices(&format!("{old}-fanout-")), Vec::<String>::new());
     assert!(!engine.exists(&old) && !is_claimed(engine, &old) && is_claimed(engine, &new));
     assert_eq!(count(&further), Some(2000));
