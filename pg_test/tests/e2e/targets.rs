@@ -258,6 +258,38 @@ fn an_old_index_that_another_takes_over_is_left_to_that() {
     assert!(is_claimed(&engine, &old));
 }
 
+#[test]
+fn of_two_alterations_at_the_same_time_one_is_refused() {
+    let mut world = World::new("target_twice");
+    products(&mut world, 5);
+    let engine = Engine::opensearch();
+    let (second, third) = (world.index_name("second"), world.index_name("third"));
+    let sync = world.index_table("product", &engine, "");
+    assert_in_step(&mut world, &sync);
+    // A transaction sees who waits as it was when it looked first.
+    let mut watcher = world.connect();
+    for change in ["on_reject => 'delete'".to_owned(), format!("index => '{second}'")] {
+        world.db.exec(&format!("BEGIN; SELECT fanout.alter_sync('{sync}', {change})"));
+        let mut other = world.connect();
+        let call = format!("SELECT fanout.alter_sync('{sync}', index => '{third}')");
+        let waiting = thread::spawn(move || other.refusal(&call));
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("it waits", ENOUGH, || watcher.value(waits) == "1");
+        world.db.exec("COMMIT");
+        let refusal = waiting.join().expect("a refusal");
+        assert_eq!(refusal.code, "40001", "{refusal}");
+        assert!(refusal.message.contains("was altered") && !refusal.hint.is_empty(), "{refusal}");
+    }
+    assert_in_step(&mut world, &sync);
+    settled(&mut world);
+    assert_eq!(
+        world.db.value("SELECT target || ' ' || (options ->> 'on_reject') FROM fanout.sync"),
+        format!("{second} delete")
+    );
+    assert!(engine.exists(&second) && engine.indices(&third).is_empty());
+}
+
 /// Whose keys match the template of another sync as text, and not as values of its key's type.
 #[test]
 fn the_keys_of_a_cache_get_another_template() {
