@@ -480,9 +480,9 @@ impl Verification {
                 let scan = move |redis: &mut RedisTarget| {
                     Ok((redis.scan_keys(&glob, cursor.as_deref(), PAGE_ROWS)?, redis.run_id()?))
                 };
-                cache.try_run(true, scan).map(|(page, run)| {
-                    (IdPage { ids: page.keys, cursor: page.cursor, ..IdPage::default() }, run)
-                })
+                cache
+                    .try_run(true, scan)
+                    .map(|(page, run)| (IdPage { ids: page.keys, cursor: page.cursor, ..IdPage::default() }, run))
             }
         };
         let (page, run) = page.unwrap_or_else(|error| unanswered(sync, &error));
