@@ -516,6 +516,13 @@ impl Pending {
     pub fn epoch_in_use(&self) -> bool {
         self.epochs.back().is_some_and(|&(_, count, _)| count > 0)
     }
+
+    /// The current epoch, in which nothing is, begins only now: it may have been there for long.
+    pub fn begin_epoch(&mut self, now: i64) {
+        if let Some((_, 0, began)) = self.epochs.back_mut() {
+            *began = now;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -438,11 +438,13 @@ impl Runner {
         }
     }
 
-    /// The epoch of all that is marked until now ends, if there is anything in it. What the next gets was committed after `began`
-    /// (microseconds since 1970), as far as is known.
+    /// The epoch of all that is marked until now ends, if there is anything in it. What comes from here on was committed after
+    /// `began` (microseconds since 1970), as far as is known.
     pub fn end_epoch(&mut self, began: i64) {
         if self.pending.epoch_in_use() {
             self.pending.next_epoch(began);
+        } else {
+            self.pending.begin_epoch(began);
         }
     }
 }

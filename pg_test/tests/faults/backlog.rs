@@ -58,12 +58,15 @@ fn a_backlog_past_its_bound_is_reconciled_by_itself() {
 #[test]
 fn more_keys_than_memory_holds_wait_in_the_journal() {
     let mut world = World::alone("wait_in_journal");
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "400000");
     world.db.exec(
         "CREATE TABLE tick (id bigint PRIMARY KEY, n int) WITH (fillfactor = 50);
          INSERT INTO tick SELECT i, 0 FROM generate_series(1, 600000) AS i",
     );
     let sync = world.cache_table("tick", "");
     assert_in_step(&mut world, &sync);
+    // Nor older: nothing happened for a while.
+    std::thread::sleep(Duration::from_secs(3));
     let begun = Instant::now();
     world.db.exec("UPDATE tick SET n = 1");
     let committed = Instant::now();
