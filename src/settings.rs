@@ -226,7 +226,7 @@ pub fn backlog_keys() -> usize {
 
 /// Blocks at which a segment is left for the next.
 pub fn segment_blocks() -> u32 {
-    (SEGMENT_SIZE.get() as u32 * 1024 / pgrx::pg_sys::BLCKSZ).max(2)
+    (SEGMENT_SIZE.get() as u64 * 1024 / u64::from(pgrx::pg_sys::BLCKSZ)).max(2) as u32
 }
 
 /// True if writes note no keys, but that all is to be reconciled.

@@ -485,10 +485,8 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
             runner.wait_for_indices(left.unmade);
             if !left.unknown.is_empty() {
                 // Of types that the key no longer has: whatever it stood for, a reconcile finds it. Acknowledged first: what
-                // is being delivered when that begins is read once more.
-                for slot in left.unknown {
-                    runner.pending.acknowledge(slot);
-                }
+                // is being delivered when that begins is read once more. A dead letter of it goes, too.
+                super::outcome::acknowledge(runner, &left.unknown);
                 super::cycle::want_phase(runner, Phase::Reconcile);
             }
             if let [slot] = slots[..]

@@ -56,6 +56,11 @@ const HEIRS_AGAIN: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_secs(10);
 /// It does so as long as the journal has no more than so many segments' blocks.
 const HOLD_SEGMENTS: u32 = 4;
+/// How often the worker looks up meanwhile: a commit does not wake it.
+const HOLD_PAUSE: Duration = Duration::from_millis(100);
+
+/// Polls between two looks at the syncs, at most, where the journal is larger than one poll takes.
+const POLLS: usize = 32;
 
 /// Pending addresses whose memory is given back when they are worked off.
 const WORTH_GIVING_BACK: usize = 20_000;
@@ -274,6 +279,11 @@ impl Worker {
                 self.channels.clear();
             }
             worked |= self.poll();
+            for _ in 1..POLLS {
+                if self.unread.is_none() || !self.poll() {
+                    break;
+                }
+            }
             // After the poll: what it found may have been written with the columns of now, and it takes the tickets of
             // waiters, to whom what was altered before must be known.
             if super::process::sources_changed() {
@@ -322,7 +332,7 @@ impl Worker {
                 && self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none())
         };
         turn > SHORT_TURN
-            && shared::databases().any(|database| database.state() == shared::WorkerState::WaitingForSlot)
+            && shared::is_one_waiting_for_a_slot()
             && (idle() || turn > LONG_TURN && !self.runners.values().any(Runner::would_lose_its_place))
     }
 
@@ -342,7 +352,8 @@ impl Worker {
                 until = until.min(at);
             }
         }
-        let rest = if self.holds(now) { HOLD } else { self.poll_pause }.saturating_sub(self.polled_at.elapsed());
+        let rest = if self.holds(now) { HOLD } else { self.poll_pause };
+        let rest = rest.saturating_sub(self.polled_at.elapsed()).min(HOLD_PAUSE);
         let pausing = !rest.is_zero() && self.polled_commits != Some(self.database.commits());
         if pausing {
             until = until.min(now + rest);
@@ -384,6 +395,8 @@ impl Worker {
             && runner.may_try(now)
             && matches!(runner.target, super::runner::Target::Ready)
             && !self.database.is_asked()
+            // The next worker would read it from the start.
+            && !shared::is_one_waiting_for_a_slot()
     }
 
     /// Reads the journal if somebody committed, or if it is time.
@@ -453,7 +466,8 @@ impl Worker {
                 runner.wait_seen = ticket;
             }
         }
-        let quiet = self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none());
+        let quiet = self.runners.values().all(|runner| runner.pending.is_empty() && runner.scan.is_none())
+            || shared::is_one_waiting_for_a_slot();
         if self.rotation.turn(&mut self.reader, self.database, &extents, &mut self.runners, quiet) {
             self.polled_commits = None;
         }
@@ -1013,9 +1027,12 @@ pub fn begin_scan(runner: &mut Runner) {
                 scan.resume(position, runner.sync.rows_done);
             }
             runner.scan = Some(scan);
-            // Of those that were refused, rows may be gone, which neither the source nor the target tells.
-            for address in &runner.dead {
-                runner.pending.mark(address);
+            // Of those that were refused, rows may be gone, which neither the source nor the target tells. A bound that is lower than
+            // what is kept of them would have it begin again and again.
+            if runner.dead.len() < settings::backlog_keys() / 2 {
+                for address in &runner.dead {
+                    runner.pending.mark(address);
+                }
             }
         }
         Err(failed) => runner.back_off(&failed.to_string()),

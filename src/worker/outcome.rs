@@ -357,7 +357,8 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
                 );
                 runner.slot.set_error(reason);
             }
-            runner.dead.extend(addresses.iter().cloned());
+            // Those that were refused before, and that are tried again, do not tell that it refuses all.
+            let new = addresses.iter().filter(|&address| runner.dead.insert(address.clone())).count();
             let mut slots = Vec::new();
             for ((slot, ..), address) in rejected.iter().zip(&addresses) {
                 if delete && runner.delete_instead.insert(address.clone()) {
@@ -370,8 +371,8 @@ fn reject(worker: &mut Worker, id: i32, rejected: Vec<(Slot, Option<u16>, String
             let dead = std::mem::take(&mut runner.dead);
             acknowledge(runner, &slots);
             runner.dead = dead;
-            bound_dead_letters(runner, rejected.len());
-            runner.refused_in_a_row += rejected.len();
+            bound_dead_letters(runner, new);
+            runner.refused_in_a_row += new;
             if runner.refused_in_a_row >= REFUSED_IN_A_ROW {
                 let (_, _, reason) = &rejected[rejected.len() - 1];
                 runner.block(&format!(

@@ -306,6 +306,11 @@ pub fn database() -> Option<&'static Database> {
     })
 }
 
+/// True if there are more databases with something to do than workers.
+pub fn is_one_waiting_for_a_slot() -> bool {
+    databases().any(|database| database.state() == WorkerState::WaitingForSlot)
+}
+
 /// The slots for questions to workers.
 pub fn questions() -> &'static [Question] {
     control().map_or(&[], |control| &control.questions)

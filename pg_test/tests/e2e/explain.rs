@@ -154,7 +154,7 @@ fn only_the_owner_is_told() {
     for call in [
         format!("SELECT * FROM fanout.explain('{sync}', '1')"),
         format!("SELECT fanout.document('{sync}', '1')"),
-        format!("SELECT fanout.verify_begin('{sync}', false, '1 s', 1)"),
+        format!("SELECT fanout.verify_begin('{sync}', false, '1 s', 1, false)"),
     ] {
         assert_eq!(session.refusal(&call).code, "42501", "{call}");
     }
