@@ -86,12 +86,16 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         table.lock();
         triggers::create(&table, &sync.name, relation);
     }
-    let sql = format!("UPDATE fanout.sync SET identity = $2, adopt = true, {ANEW}, {COMPARED} WHERE sync_id = $1");
+    // What is to be removed may be fed by who made the dump: only by its name it is taken from that.
+    let by_name = sync.is_some();
+    let sql = format!(
+        "UPDATE fanout.sync SET identity = $2, adopt = $3 OR phase <> 'drop', {ANEW}, {COMPARED} WHERE sync_id = $1"
+    );
     for sync in living.iter().chain(&ending) {
         expect_new_try(sync);
         privileged(|| {
             ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {
-                client.update(&sql, None, &[sync.id.into(), identity().into()])?;
+                client.update(&sql, None, &[sync.id.into(), identity().into(), by_name.into()])?;
                 Ok(())
             }));
         });
@@ -124,6 +128,12 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
     // Parked: the target is another cluster's, and no worker of ours may touch it.
     let drop_target = drop_target && sync.identity == catalog::identity();
     let mut syncs: Vec<&Sync> = vec![&sync];
+    // No other target for it from here on.
+    privileged(|| {
+        ours(Spi::connect_mut(|client| {
+            client.update("SELECT FROM fanout.sync WHERE sync_id = $1 FOR UPDATE", None, &[sync.id.into()]).map(|_| ())
+        }));
+    });
     // A target that the sync had before and that waits for the present one to be filled has the same lot.
     let former = catalog::serving(&sync);
     if former.id != sync.id {

@@ -70,7 +70,9 @@ pub fn sync(name: &str) -> Rc<Known> {
 fn read(name: &str) -> (Rc<Known>, bool) {
     let read = || {
         let sync = catalog::get(name);
-        Rc::new(Known { scope: scope(&sync), serving: catalog::serving(&sync), sync })
+        let serving = catalog::serving(&sync);
+        // Fields are those of the index that is searched.
+        Rc::new(Known { scope: scope(&serving), serving, sync })
     };
     // SAFETY: reads variables of the backend; the snapshot that is pushed is popped, and an ERROR in between takes it along.
     unsafe {

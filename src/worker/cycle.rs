@@ -704,7 +704,8 @@ impl Worker {
             nonce: self.nonce.clone(),
             by: format!("{}, sync {}", super::process::called(), sync.name),
             heartbeat_every: HEARTBEAT,
-            stale_after: settings::owner_stale(),
+            // What another has been feeding is not removed, however silent it is.
+            stale_after: if sync.phase == Phase::Drop { Duration::MAX } else { settings::owner_stale() },
             force: runner.sync.adopt,
             sighting: runner.sighting.clone(),
         }

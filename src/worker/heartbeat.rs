@@ -4,6 +4,7 @@
 use super::cycle::{Task, Worker};
 use super::outcome::fail;
 use super::runner::{Runner, Target};
+use crate::catalog::Phase;
 use delivery::ownership::{Heartbeat, Ownership};
 use delivery::sender::{JobKind, JobResult};
 use std::rc::Rc;
@@ -35,7 +36,7 @@ pub fn tend(worker: &mut Worker) {
         let senders = Rc::clone(&worker.channels[place].senders);
         let is_fed = |runner: &&Runner| {
             runner.senders.as_ref().is_some_and(|known| Rc::ptr_eq(known, &senders))
-                && matches!(runner.target, Target::Ready)
+                && (matches!(runner.target, Target::Ready) || is_removed(runner))
                 && runner.may_try(now)
         };
         let (beats, ownerships): (Vec<Beat>, Vec<Ownership>) = worker
@@ -84,13 +85,20 @@ pub fn answered(worker: &mut Worker, beats: &[Beat], result: delivery::Result<Jo
 fn still<'a>(worker: &'a mut Worker, beat: &Beat) -> Option<&'a mut Runner> {
     let runner = worker.runners.get_mut(&beat.sync)?;
     let same = runner.ownership.as_ref().is_some_and(|owned| owned.epoch == beat.epoch);
-    (same && matches!(runner.target, Target::Ready)).then_some(runner)
+    (same && (matches!(runner.target, Target::Ready) || is_removed(runner))).then_some(runner)
 }
 
-/// No reason to stop: a claim tells.
+/// True if the target is being removed, page by page: it must not look abandoned meanwhile.
+fn is_removed(runner: &Runner) -> bool {
+    runner.sync.phase == Phase::Drop && matches!(runner.target, Target::Asked)
+}
+
+/// No reason to stop: a claim tells. Of a removal its own steps do.
 fn lost(runner: &mut Runner, error: &delivery::Error) {
-    runner.target = Target::Unknown;
-    fail(runner, error);
+    if !is_removed(runner) {
+        runner.target = Target::Unknown;
+        fail(runner, error);
+    }
 }
 
 fn take(runner: &mut Runner, outcome: Heartbeat) {
@@ -98,7 +106,9 @@ fn take(runner: &mut Runner, outcome: Heartbeat) {
         Heartbeat::Kept(ownership) => runner.ownership = Some(ownership),
         Heartbeat::Superseded { by } => {
             runner.ownership = None;
-            runner.target = Target::Unknown;
+            if !is_removed(runner) {
+                runner.target = Target::Unknown;
+            }
             // Taken by nobody: the control document is gone, and maybe all the rest with it. It is claimed anew.
             if !by.is_empty() {
                 runner

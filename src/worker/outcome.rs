@@ -457,17 +457,23 @@ pub fn set_apart(worker: &mut Worker, id: i32, failed: &Failed) {
 }
 
 /// The addresses of a page of ids, or of keys, as [`Runner::parse`] tells them.
-pub fn addresses(runner: &Runner, page: &IdPage) -> Vec<Option<Vec<u8>>> {
+fn addresses(runner: &Runner, page: &IdPage) -> Vec<Option<Vec<u8>>> {
+    told_addresses(runner, page).into_iter().map(|told| told.ok().flatten()).collect()
+}
+
+/// The same, and of what it cannot be told why. A class of 22 says that it is no text of the key's type.
+pub fn told_addresses(runner: &Runner, page: &IdPage) -> Vec<Result<Option<Vec<u8>>, Failed>> {
     let places: Vec<usize> = (0..page.ids.len()).collect();
     // As the owner: an input function, or the CHECK of a domain, is the user's own code.
     let parse = |places: &[usize]| {
         let one = |&at: &usize| runner.parse(Called::on(page, at));
         read_as_owner(runner.slot, &runner.sync, Work::Keys, || places.iter().map(one).collect::<Vec<_>>())
     };
-    parse(&places).unwrap_or_else(|_| {
+    match parse(&places) {
+        Ok(all) => all.into_iter().map(Ok).collect(),
         // One of them is no text of the key's type: one by one.
-        places.iter().map(|place| parse(&[*place]).ok().and_then(|mut one| one.pop()?)).collect()
-    })
+        Err(_) => places.iter().map(|place| parse(&[*place]).map(|mut one| one.pop().flatten())).collect(),
+    }
 }
 
 /// A page of the target's ids or keys: each is marked, so that it is written if its row is there and deleted if not.

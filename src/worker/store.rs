@@ -54,8 +54,13 @@ pub fn release_former(former: &Sync, successor: &Sync) -> bool {
     end_wait(former)
 }
 
-/// A target is to be removed from now on, whatever it waited for. False if it is not to be removed any more.
-pub fn end_wait(former: &Sync) -> bool {
+/// A target is to be removed from now on, as what it waited for is gone. False if that is not so, or it is not to be removed.
+pub fn release_orphan(former: &Sync) -> bool {
+    let waits = "SELECT FROM fanout.sync AS s JOIN fanout.sync AS f ON s.sync_id = f.successor WHERE f.sync_id = $1";
+    run(waits, &[former.id.into()]) == 0 && end_wait(former)
+}
+
+fn end_wait(former: &Sync) -> bool {
     let released =
         run("UPDATE fanout.sync SET successor = NULL, note = NULL WHERE sync_id = $1", &[former.id.into()]) == 1;
     // Searches go to the new one from now on.

@@ -1,9 +1,9 @@
 //! Getting a target ready: claim it, make the index.
 
 use super::cycle::{PAGE, Task, Worker, want_phase};
-use super::outcome::{addresses, fail};
+use super::outcome::{fail, told_addresses};
 use super::runner::{Runner, Target};
-use super::transaction::transaction;
+use super::transaction::{Failed, transaction};
 use crate::catalog::{Kind, Phase, Sync};
 use crate::settings;
 use delivery::engine::{IdPage, IndexState, Unfit, Visible};
@@ -322,12 +322,13 @@ pub fn end_waiting(worker: &mut Worker, id: i32) {
         Some(filled) if !filled.serves() => return,
         Some(filled) => transaction(|| super::store::release_former(&former, &filled.sync)),
         // Gone without a word.
-        None => transaction(|| super::store::end_wait(&former)),
+        None => transaction(|| super::store::release_orphan(&former)),
     };
     let Some(waiting) = worker.runners.get_mut(&id) else { return };
     match noted {
         Ok(true) => {
             waiting.sync.successor = None;
+            claim_again(waiting);
             waiting.not_before = Some(Instant::now() + LAST_SEARCHES);
         }
         Ok(false) => super::process::catalog_is_stale(),
@@ -376,7 +377,7 @@ fn left_to(worker: &mut Worker, id: i32, by: &str, rival: Option<&Rival>) {
         .map_or_else(|| format!("the target is fed by another owner ({by})"), |rival| fed_by_rival(worker, id, rival));
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let literal = pgrx::spi::quote_literal(&runner.sync.name);
-    runner.block(&format!("{why}, and not removed; SELECT fanout.drop_sync({literal}); leaves it to that"));
+    runner.block(&format!("{why}, and not removed; SELECT fanout.drop_sync({literal}); leaves it to that, SELECT fanout.adopt({literal}); has it removed"));
 }
 
 /// Those of the keys that are the target's own, and no other sync's whose template they match as well.
@@ -386,7 +387,8 @@ fn own_keys(worker: &Worker, runner: &Runner, keys: &[String]) -> Vec<String> {
     };
     let mut own: Vec<String> = keys.iter().filter(|key| matching(runner, key)).cloned().collect();
     let others = worker.runners.values().filter(|other| {
-        other.sync.server == runner.sync.server && other.sync.phase != Phase::Drop && !other.is_parked()
+        let stays = other.sync.phase != Phase::Drop || other.sync.successor.is_some();
+        other.sync.server == runner.sync.server && stays && !other.is_parked()
     });
     for other in others {
         let (theirs, rest): (Vec<String>, Vec<String>) = own.into_iter().partition(|key| matching(other, key));
@@ -396,8 +398,13 @@ fn own_keys(worker: &Worker, runner: &Runner, keys: &[String]) -> Vec<String> {
             continue;
         }
         let page = IdPage { ids: theirs, ..IdPage::default() };
-        let parsed = addresses(other, &page);
-        own.extend(page.ids.into_iter().zip(parsed).filter(|(_, address)| address.is_none()).map(|(key, _)| key));
+        let told = told_addresses(other, &page);
+        // Where it cannot be told they are left, too.
+        let not_theirs = |told: &Result<Option<Vec<u8>>, Failed>| match told {
+            Ok(address) => address.is_none(),
+            Err(failed) => failed.sqlstate.starts_with("22"),
+        };
+        own.extend(page.ids.into_iter().zip(told).filter(|(_, told)| not_theirs(told)).map(|(key, _)| key));
     }
     own
 }
@@ -437,9 +444,14 @@ fn end(worker: &mut Worker, id: i32) {
 /// A step of the removal is done: the next page, or the end.
 pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: delivery::Result<JobResult>) {
     let Some(runner) = worker.runners.get_mut(&id) else { return };
+    let Some(ownership) = runner.ownership.clone() else {
+        // Another has taken it meanwhile.
+        runner.target = Target::Unknown;
+        return;
+    };
     let (task, kind) = match result {
         Err(error) => {
-            runner.target = Target::Unknown;
+            claim_again(runner);
             fail(runner, &error);
             return;
         }
@@ -457,7 +469,7 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
                 RedisOutcome::Done => None,
                 RedisOutcome::Retry { reason } | RedisOutcome::Rejected { reason } => Some(reason),
             });
-            runner.target = Target::Unknown;
+            claim_again(runner);
             runner.back_off(&format!("keys could not be deleted: {}", refused.unwrap_or_default()));
             return;
         }
@@ -469,21 +481,21 @@ pub fn removed(worker: &mut Worker, id: i32, next: Option<String>, result: deliv
             let (next, kind) = generation(&runner.sync, older);
             (Task::Drop(next), kind)
         }
-        Ok(_) => match runner.ownership.clone() {
-            // The control document goes last: until it is gone the target counts as ours, and so does what is left of it.
-            Some(ownership) => (Task::Release, JobKind::Release(ownership)),
-            None => {
-                end(worker, id);
-                return;
-            }
-        },
+        // The control document goes last: until it is gone the target counts as ours, and so does what is left of it.
+        Ok(_) => (Task::Release, JobKind::Release(ownership)),
     };
     if worker.send(id, task, kind).is_err()
         && let Some(runner) = worker.runners.get_mut(&id)
     {
         // The queue is full: from the start, a little later.
-        runner.target = Target::Unknown;
+        claim_again(runner);
     }
+}
+
+/// What is removed from the start a little later may be another's by then.
+fn claim_again(runner: &mut Runner) {
+    runner.ownership = None;
+    runner.target = Target::Unknown;
 }
 
 /// Notes which fields the index does not have as the source's columns are by now, for `fanout.status`.

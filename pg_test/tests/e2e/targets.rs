@@ -1,7 +1,7 @@
 //! A sync that gets another index, or other keys: the old ones serve until the new ones are filled, and then they go.
 
 use crate::tables::products;
-use pg_test::{Engine, Keyspace, Session, World, assert_in_step, eventually, eventually_ok, on_each_engine};
+use pg_test::{Engine, Keyspace, Session, Setting, World, assert_in_step, eventually, eventually_ok, on_each_engine};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,6 +252,11 @@ fn an_old_index_that_another_takes_over_is_left_to_that() {
     alter(&mut world, &sync, "reset => '{backfill_rate}'");
     assert_in_step(&mut world, &sync);
     eventually("searches go to the new one", ENOUGH, || world.db.value(&format!("SELECT es_count('{sync}')")) == "400");
+    assert_eq!(world.db.value(blocked), "1");
+    // Nor is it removed when that one is silent for longer than three of its signs of life.
+    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
+    other.exec("SELECT fanout.pause('product')");
+    thread::sleep(Duration::from_secs(50));
     assert_eq!(world.db.value(blocked), "1");
     world.db.exec("SELECT fanout.drop_sync('product_former_1')");
     assert_eq!(other.value("SELECT es_count('product')"), "1");

@@ -99,6 +99,7 @@ impl Verification {
             ON CONFLICT (sync_id, run) DO UPDATE SET saved_at = excluded.saved_at, stage = excluded.stage, \
                 position = excluded.position, cursor = excluded.cursor, server_run = excluded.server_run, \
                 suspects = excluded.suspects, digests = excluded.digests, incomplete = excluded.incomplete, \
+                definition = excluded.definition, begun = excluded.begun, \
                 rows = excluded.rows, documents = excluded.documents, missing = excluded.missing, \
                 extra = excluded.extra, different = excluded.different, dead = excluded.dead, \
                 unsettled = excluded.unsettled, repaired = excluded.repaired, differences = excluded.differences";
