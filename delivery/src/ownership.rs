@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// The index in a search engine that holds the control documents.
 pub const CONTROL_INDEX: &str = "pg_fanout_control";
@@ -334,6 +334,11 @@ impl Claim {
             server: None,
         }
     }
+}
+
+/// After some attempts against others that write to it at the same time.
+pub(crate) fn changing() -> Error {
+    Error::new(ErrorKind::Conflict, "the target's control document changes all the time")
 }
 
 /// Not 1: whoever remembers the epoch of an earlier life must not take this one for its continuation, however many claims

@@ -545,6 +545,21 @@ fn one_owner_at_a_time() {
 }
 
 #[test]
+fn what_is_given_up_while_a_sign_of_life_is_given_is_gone() {
+    on_each(|engine, _| {
+        let target = unique("given_up");
+        for _ in 0..15 {
+            let ClaimOutcome::Owned(ownership) = engine.claim(&claim(&target, "a", "1")).unwrap() else { panic!() };
+            std::thread::scope(|scope| {
+                scope.spawn(|| engine.heartbeats(std::slice::from_ref(&ownership)).unwrap());
+                engine.release(&ownership).unwrap();
+            });
+            assert!(engine.get(CONTROL_INDEX, &target).unwrap().is_none());
+        }
+    });
+}
+
+#[test]
 fn signs_of_life_of_many_targets_are_given_together() {
     on_each(|engine, _| {
         let name = unique("many");

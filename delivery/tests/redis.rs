@@ -238,6 +238,21 @@ fn one_owner_at_a_time() {
 }
 
 #[test]
+fn what_is_given_up_while_a_sign_of_life_is_given_is_gone() {
+    let Some(config) = config() else { return };
+    let name = unique("given_up");
+    let [mut target, mut beating] = [(); 2].map(|()| RedisTarget::connect(&config).unwrap());
+    for _ in 0..200 {
+        let ClaimOutcome::Owned(ownership) = target.claim(&claim(&name, "a", "1")).unwrap() else { panic!() };
+        std::thread::scope(|scope| {
+            scope.spawn(|| beating.heartbeats(std::slice::from_ref(&ownership)).unwrap());
+            target.release(&ownership).unwrap();
+        });
+        assert!(target.get(&format!("{CONTROL_KEY_PREFIX}{name}")).unwrap().is_none());
+    }
+}
+
+#[test]
 fn signs_of_life_of_many_targets_are_given_together() {
     let Some(config) = config() else { return };
     let name = unique("many");

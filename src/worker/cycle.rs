@@ -89,6 +89,24 @@ pub enum Task {
     Ids(u32),
 }
 
+impl Task {
+    /// True of what says whose a target is, makes it or removes it.
+    fn shapes_target(&self) -> bool {
+        matches!(self, Self::Claim | Self::EnsureIndex | Self::SwapAlias(_) | Self::Drop(_) | Self::Release)
+    }
+}
+
+/// A job under way.
+pub struct Sent {
+    pub sync: i32,
+    /// That of the sync.
+    pub incarnation: u32,
+    /// The server and the target that it shapes.
+    shapes: Option<(String, String)>,
+    /// What it was sent for.
+    pub task: Task,
+}
+
 /// The senders of one server as one user.
 pub struct Channel {
     server: String,
@@ -112,8 +130,8 @@ pub struct Worker {
     pub database: &'static Database,
     pub clock: Clock,
     pub runners: BTreeMap<i32, Runner>,
-    /// What jobs were sent for: sync, its incarnation, task.
-    pub tasks: FxHashMap<u64, (i32, u32, Task)>,
+    /// Jobs under way, by their tags.
+    pub sent: FxHashMap<u64, Sent>,
     pub next_tag: u64,
     /// The syncs of relations.
     relations: FxHashMap<i32, i32>,
@@ -157,7 +175,7 @@ impl Worker {
             database,
             clock: Clock::start()?,
             runners: BTreeMap::new(),
-            tasks: FxHashMap::default(),
+            sent: FxHashMap::default(),
             next_tag: 1,
             relations: FxHashMap::default(),
             reader: Reader::default(),
@@ -683,11 +701,23 @@ impl Worker {
             Ok(()) => {
                 activity::at_work(runner);
                 self.next_tag += 1;
-                self.tasks.insert(tag, (id, runner.incarnation, task));
+                let (sync, incarnation) = (&runner.sync, runner.incarnation);
+                let shapes = task.shapes_target().then(|| (sync.server.clone(), sync.target.clone()));
+                self.sent.insert(tag, Sent { sync: id, incarnation, shapes, task });
                 Ok(())
             }
             Err(_) => Err(task),
         }
+    }
+
+    /// True while something is under way that shapes a sync's target, whoever sent it: an earlier incarnation, or another sync that
+    /// had the target before. What is asked now could be done before it.
+    pub fn is_shaped(&self, id: i32) -> bool {
+        let Some(Runner { sync, .. }) = self.runners.get(&id) else { return false };
+        let shapes = |sent: &Sent| {
+            sent.shapes.as_ref().is_some_and(|(server, target)| *server == sync.server && *target == sync.target)
+        };
+        self.sent.values().any(shapes)
     }
 
     /// A claim for the target of a sync.
@@ -1028,13 +1058,7 @@ pub fn begin_scan(runner: &mut Runner) {
                 scan.resume(position, runner.sync.rows_done);
             }
             runner.scan = Some(scan);
-            // Of those that were refused, rows may be gone, which neither the source nor the target tells. A bound that is lower than
-            // what is kept of them would have it begin again and again.
-            if runner.dead.len() < settings::backlog_keys() / 2 {
-                for address in &runner.dead {
-                    runner.pending.mark(address);
-                }
-            }
+            runner.mark_dead();
         }
         Err(failed) => runner.back_off(&failed.to_string()),
     }

@@ -36,7 +36,7 @@ pub fn tend(worker: &mut Worker) {
         let senders = Rc::clone(&worker.channels[place].senders);
         let is_fed = |runner: &&Runner| {
             runner.senders.as_ref().is_some_and(|known| Rc::ptr_eq(known, &senders))
-                && (matches!(runner.target, Target::Ready) || is_removed(runner))
+                && is_held(runner)
                 && runner.may_try(now)
         };
         let (beats, ownerships): (Vec<Beat>, Vec<Ownership>) = worker
@@ -85,7 +85,11 @@ pub fn answered(worker: &mut Worker, beats: &[Beat], result: delivery::Result<Jo
 fn still<'a>(worker: &'a mut Worker, beat: &Beat) -> Option<&'a mut Runner> {
     let runner = worker.runners.get_mut(&beat.sync)?;
     let same = runner.ownership.as_ref().is_some_and(|owned| owned.epoch == beat.epoch);
-    (same && (matches!(runner.target, Target::Ready) || is_removed(runner))).then_some(runner)
+    (same && is_held(runner)).then_some(runner)
+}
+
+fn is_held(runner: &Runner) -> bool {
+    matches!(runner.target, Target::Ready) || is_removed(runner)
 }
 
 /// True if the target is being removed, page by page: it must not look abandoned meanwhile.

@@ -2,7 +2,7 @@
 
 use super::batch::Called;
 use super::clock::Clock;
-use super::cycle::{Task, Worker, want_phase};
+use super::cycle::{Sent, Task, Worker, want_phase};
 use super::heartbeat;
 use super::pending::Slot;
 use super::reading::read_as_owner;
@@ -74,7 +74,7 @@ impl From<RedisOutcome> for Verdict {
 
 /// Takes one report.
 pub fn take(worker: &mut Worker, report: Report) {
-    let Some((id, incarnation, task)) = worker.tasks.remove(&report.tag) else { return };
+    let Some(Sent { sync: id, incarnation, task, .. }) = worker.sent.remove(&report.tag) else { return };
     if let Task::Heartbeat(beats) = task {
         // Of more than this sync.
         return heartbeat::answered(worker, &beats, report.result);
@@ -543,10 +543,7 @@ fn without_address(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], l
     match met {
         Some(met) if last => {
             clock.pass(met);
-            // Of those that were refused the rows are known, and may be gone.
-            for address in &runner.dead {
-                runner.pending.mark(address);
-            }
+            runner.mark_dead();
             let fence = clock.next()?;
             // Rows that came since the scan began, and were delivered before this, may be in later blocks.
             let source = runner.sync.source;

@@ -370,6 +370,16 @@ impl Runner {
         self.is_active() && !stuck && self.scan.is_some() && self.saved_position.is_none()
     }
 
+    /// What was refused is read again for a scan: its rows may be gone, which neither the source nor the target tells. A bound that
+    /// is lower than what is kept of it would have the scan begin again and again.
+    pub fn mark_dead(&mut self) {
+        if self.dead.len() < settings::backlog_keys() / 2 {
+            for address in &self.dead {
+                self.pending.mark(address);
+            }
+        }
+    }
+
     /// Puts slots of a batch back: their rows are to be read again.
     pub fn retry_all(&mut self, slots: &[Slot]) {
         for &slot in slots {

@@ -167,8 +167,7 @@ pub fn store<'a>(sync: i32, mut addresses: impl Iterator<Item = &'a [u8]>) {
             return;
         }
         // Made in here, the array is freed with the connection; else it would stay until the transaction ends.
-        Spi::connect_mut(|client| client.update(SQL, None, &[sync.into(), slice.into()]).map(|_| ()))
-            .unwrap_or_else(|error| error!("cannot keep the state of a sync: {error}"));
+        Spi::connect_mut(|_| run(SQL, &[sync.into(), slice.into()]));
     }
 }
 

@@ -26,6 +26,10 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
     let hidden = matches!(runner.target, Target::Claimed) && former(worker, id).is_some();
     let visible = if hidden { Visible::AfterSwap } else { Visible::AtOnce };
     let Some(runner) = worker.runners.get_mut(&id) else { return false };
+    if !matches!(runner.target, Target::Ready) && worker.is_shaped(id) {
+        return false;
+    }
+    let Some(runner) = worker.runners.get_mut(&id) else { return false };
     let (task, kind) = match runner.target {
         Target::Asked => return false,
         Target::Ready => {
@@ -340,7 +344,7 @@ pub fn end_waiting(worker: &mut Worker, id: i32) {
 pub fn remove(worker: &mut Worker, id: i32) -> bool {
     let Some(runner) = worker.runners.get(&id) else { return false };
     // What is on its way to the target could make it anew.
-    if runner.batches > 0 || matches!(runner.target, Target::Asked) {
+    if runner.batches > 0 || matches!(runner.target, Target::Asked) || worker.is_shaped(id) {
         return false;
     }
     let (task, kind) = if runner.ownership.is_none() {
@@ -422,7 +426,7 @@ pub fn released(worker: &mut Worker, id: i32, result: delivery::Result<JobResult
         Ok(_) => end(worker, id),
         Err(error) => {
             if let Some(runner) = worker.runners.get_mut(&id) {
-                runner.target = Target::Unknown;
+                claim_again(runner);
                 fail(runner, &error);
             }
         }
@@ -433,7 +437,7 @@ pub fn released(worker: &mut Worker, id: i32, result: delivery::Result<JobResult
 fn end(worker: &mut Worker, id: i32) {
     if let Err(failed) = transaction(|| super::store::remove_sync(id)) {
         if let Some(runner) = worker.runners.get_mut(&id) {
-            runner.target = Target::Unknown;
+            claim_again(runner);
             runner.back_off(&failed.to_string());
         }
         return;

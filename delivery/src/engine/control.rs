@@ -111,28 +111,27 @@ impl Engine {
                 None => return Ok(Heartbeat::Superseded { by: String::new() }),
             }
         }
-        Err(Error::new(ErrorKind::Conflict, "the control document changes all the time"))
+        Err(ownership::changing())
     }
 
-    /// Gives an ownership up, if it is still ours.
+    /// Gives an ownership up, if it is still ours. A sign of life of ours may come in between.
     pub fn release(&self, ownership: &Ownership) -> Result<()> {
-        match self.read_control(&ownership.target)? {
-            Some(read) if read.control.is_of(ownership) => {
-                let path = format!(
-                    "{}?if_seq_no={}&if_primary_term={}",
-                    document_path(&ownership.target),
-                    read.seq_no,
-                    read.primary_term
-                );
-                match self.http.ask(&Request::new(Method::DELETE, &path)) {
-                    Ok(_) => Ok(()),
-                    // Changed or gone in the meantime: no longer ours.
-                    Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(()),
-                    Err(error) => Err(error),
-                }
+        for _ in 0..ATTEMPTS {
+            let Some(Read { control, seq_no, primary_term }) = self.read_control(&ownership.target)? else {
+                return Ok(());
+            };
+            if !control.is_of(ownership) {
+                return Ok(());
             }
-            _ => Ok(()),
+            let path =
+                format!("{}?if_seq_no={seq_no}&if_primary_term={primary_term}", document_path(&ownership.target));
+            match self.http.ask(&Request::new(Method::DELETE, &path)) {
+                Ok(_) => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Err(ownership::changing())
     }
 
     fn read_control(&self, target: &str) -> Result<Option<Read>> {

@@ -97,18 +97,24 @@ impl RedisTarget {
                     return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
                 }
             }
-            Err(Error::new(ErrorKind::Conflict, "the control key changes all the time"))
+            Err(ownership::changing())
         })
     }
 
-    /// Gives an ownership up, if it is still ours.
+    /// Gives an ownership up, if it is still ours. A sign of life of ours may come in between.
     pub fn release(&mut self, ownership: &Ownership) -> Result<()> {
-        self.at_control(&ownership.target, |control| match control.watch()? {
-            Some((found, _)) if found.is_of(ownership) => {
-                // Changed in between: no longer ours.
-                control.exec(None).map(|_| ())
+        self.at_control(&ownership.target, |control| {
+            for _ in 0..ATTEMPTS {
+                match control.watch()? {
+                    Some((found, _)) if found.is_of(ownership) => {
+                        if control.exec(None)? {
+                            return Ok(());
+                        }
+                    }
+                    _ => return control.unwatch(),
+                }
             }
-            _ => control.unwatch(),
+            Err(ownership::changing())
         })
     }
 

@@ -21,6 +21,7 @@ on_each_engine!(
     a_write_that_comes_too_late_brings_nothing_back,
     an_index_made_again_is_filled_though_the_reply_was_lost,
     a_reply_to_a_claim_may_be_lost,
+    a_claim_that_comes_late_leaves_nothing_behind,
     a_truncate_takes_away_what_was_on_its_way,
 );
 
@@ -275,6 +276,38 @@ fn a_reply_to_a_claim_may_be_lost(world: &mut World, engine: &Engine) {
     eventually("what was lost is there again", Duration::from_secs(60), || differences(world, &sync).is_empty());
     assert_eq!(proxies.of(engine).faults(), 1);
     assert_in_step(world, &sync);
+}
+
+/// What a sync asked before it was altered is answered before its target is removed, and before another asks for it.
+fn a_claim_that_comes_late_leaves_nothing_behind(world: &mut World, engine: &Engine) {
+    const LATE: Duration = Duration::from_millis(1500);
+    let proxies = Proxies::before(world);
+    products(world, 20);
+    // Else the worker would end with what is under way.
+    world.cache_table("product", "");
+    let (old, new) = (world.index_name("product"), world.index_name("article"));
+    let control = |index: &str| format!("/pg_fanout_control/_doc/{index}");
+    for dropped_after in [LATE + Duration::from_millis(500), Duration::ZERO] {
+        let sync = world.index_table("product", engine, ", name => 'moving'");
+        assert_in_step(world, &sync);
+        let (claimed, mut done, faults) = (control(&old), false, proxies.of(engine).faults());
+        proxies.of(engine).plan(move |request| {
+            let claims = request.name == "PUT" && request.path.starts_with(&claimed);
+            if claims && !std::mem::replace(&mut done, true) { Fault::Delay(LATE) } else { Fault::Pass }
+        });
+        world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', backfill_rate => 1)"));
+        eventually("it is claimed anew", Duration::from_secs(10), || proxies.of(engine).faults() > faults);
+        world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', index => '{new}')"));
+        std::thread::sleep(dropped_after);
+        world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+        let syncs = "SELECT count(*) FROM fanout.sync";
+        eventually("both targets are removed", Duration::from_secs(60), || world.db.value(syncs) == "1");
+        std::thread::sleep(LATE);
+        for index in [&old, &new] {
+            assert!(!engine.exists(index), "{index}");
+            assert_eq!(engine.request("GET", &control(index), None).0, 404, "{index}, dropped after {dropped_after:?}");
+        }
+    }
 }
 
 /// The row was read before the TRUNCATE, and is written after the ids of the index were listed.

@@ -8,7 +8,7 @@ use super::{Stage, Verification};
 use crate::capture::image;
 use crate::catalog::acting::privileged;
 use crate::catalog::enqueue::layout;
-use crate::catalog::{Kind, Sync, ours};
+use crate::catalog::{Kind, Sync, first, ours};
 use crate::repair::suspect::Suspect;
 use crate::worker::scan::Scan;
 use crate::worker::store;
@@ -34,7 +34,7 @@ pub(super) struct Note {
 
 impl Note {
     pub(super) fn new() -> Self {
-        let run = privileged(|| ours(Spi::get_one::<Uuid>("SELECT pg_catalog.gen_random_uuid()")));
+        let run = privileged(|| ours(first::<Uuid>("SELECT pg_catalog.gen_random_uuid()", &[])));
         let now = Instant::now();
         let run = run.unwrap_or_else(|| error!("gen_random_uuid() gave NULL"));
         Self { run, called: now, written: now, exists: false, is_due: false }
@@ -64,7 +64,7 @@ pub(super) fn is_left(sync: &Sync, definition: &Value) -> bool {
     let sql = "SELECT EXISTS (SELECT FROM fanout.verification WHERE sync_id = $1 AND definition = $2 \
         AND saved_at > pg_catalog.clock_timestamp() - interval '1 day')";
     let args = [sync.id.into(), JsonB(definition.clone()).into()];
-    privileged(|| ours(Spi::get_one_with_args(sql, &args))).unwrap_or(false)
+    privileged(|| ours(first(sql, &args))).unwrap_or(false)
 }
 
 /// True where nothing can be noted.
