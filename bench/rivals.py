@@ -37,7 +37,8 @@ def python(script, *arguments):
 
 
 def contest(size, rival):
-    """`rival` has: name, prepare(), start(first, setting) -> Process, reset(), settings {name: what start() gets}."""
+    """`rival` has: name, prepare(), start(first, setting) -> Process, reset(), load_goal (of filling and catching up), and settings:
+    {name: (what start() makes of it, goal of the lag)}."""
     count = size.rows // 4
     rounds = max(1, size.few - 1)
     for table in ("ours", "theirs", "bare"):
@@ -81,7 +82,7 @@ def contest(size, rival):
         runs["ours"],
         runs["theirs"],
         f"{rival.name}, its start included",
-        ">= 1",
+        rival.load_goal,
     )
 
     # --- from here on both run
@@ -89,17 +90,20 @@ def contest(size, rival):
     wait("ours")
     process = rival.start(True, default)
     until(lambda: process.check() or engine.count(INDEX) == count, f"{rival.name} to fill its index", 300, 0.2)
-    number = 0
+    number, lost = 0, 0
 
     def probe(index, table, id):
-        nonlocal number
+        nonlocal number, lost
         number += 1
         wanted, begun = 2_000_000 + number, time.perf_counter()
         session.run(f"UPDATE {table} SET stock = %s, changed_at = now() WHERE id = %s", wanted, id)
         while engine.stock(index, id) != wanted:
             if time.perf_counter() - begun > 60:
                 process.check()
-                raise Failed(f"row {id} did not arrive in {index} within 60 s")
+                lost += 1
+                if index != INDEX or lost > 2:
+                    raise Failed(f"row {id} did not arrive in {index} within 60 s")
+                break
             time.sleep(0.0005)
         return 1000 * (time.perf_counter() - begun)
 
@@ -111,7 +115,7 @@ def contest(size, rival):
             process.stop()
             process = rival.start(False, setting)
             probe(INDEX, "theirs", 1)
-        rounds_of = {"ours": [], "theirs": []}
+        rounds_of, lost = {"ours": [], "theirs": []}, 0
         for _ in range(size.few + 1):
             for side, index in (("theirs", INDEX), ("ours", index_of("ours"))):
                 process.still(side == "ours")
@@ -123,7 +127,8 @@ def contest(size, rival):
         process.still(False)
         for share in (0.5, 0.99):
             each = [[percentile(of, share) for of in rounds_of[side]] for side in ("ours", "theirs")]
-            put(f"lag, p{int(share * 100)}, {setting}", "ms", *each, rival.name, "<= 1")
+            note = f"{lost} of the changes had not arrived in the index of {rival.name} after 60 s" if lost else ""
+            put(f"lag, p{int(share * 100)}, {setting}", "ms", *each, rival.name, rival.settings[setting][1], note=note)
     if len(rival.settings) > 1:
         process.stop()
         process = rival.start(False, default)
@@ -156,7 +161,7 @@ def contest(size, rival):
         {"ours": lambda: catch_up("ours", index_of("ours")), "theirs": lambda: catch_up("theirs", INDEX)},
         "catching up, documents/s",
     )
-    put(f"catching up with {count:,} rows", "documents/s", runs["ours"], runs["theirs"], rival.name, ">= 1")
+    put(f"catching up with {count:,} rows", "documents/s", runs["ours"], runs["theirs"], rival.name, rival.load_goal)
     put("its process while it does", "MB", peaks["ours"], peaks["theirs"], f"{rival.name}, RssAnon", "<= 1")
 
     # --- what writers pay

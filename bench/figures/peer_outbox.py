@@ -20,14 +20,16 @@ CREATE TRIGGER to_outbox AFTER INSERT OR UPDATE OR DELETE ON theirs FOR EACH ROW
 
 class Outbox:
     name = "outbox"
-    settings = {"polling every 100 ms": "0.1", "polling every 5 ms": "0.005"}
+    load_goal = ">= 1"
+    settings = {"polling every 100 ms": ("0.1", "<= 1"), "polling every 5 ms": ("0.005", "<= 1")}
 
     def prepare(self):
         psql(TRIGGER)
         self.reset()
 
     def start(self, first, setting):
-        return python("outbox_reader.py", DATABASE, URL, INDEX, self.settings[setting], "fill" if first else "follow")
+        pause, _ = self.settings[setting]
+        return python("outbox_reader.py", DATABASE, URL, INDEX, pause, "fill" if first else "follow")
 
     def reset(self):
         engine = Http(URL)

@@ -17,9 +17,15 @@ COLUMNS = ["id", "name", "price", "stock", "active", "tags", "note", "changed_at
 
 class PgSync:
     name = "PGSync"
+    load_goal = ">= 5"
+    # An option and what is in the environment; the goal.
     settings = {
-        "its defaults": {},
-        "polls ten times as often": {"POLL_TIMEOUT": "0.01", "REDIS_POLL_INTERVAL": "0.001", "POLL_INTERVAL": "0.01"},
+        "its defaults": (("--daemon", {}), "<= 0.0333"),
+        "polls ten times as often": (
+            ("--daemon", {"POLL_TIMEOUT": "0.01", "REDIS_POLL_INTERVAL": "0.001", "POLL_INTERVAL": "0.01"}),
+            "<= 0.25",
+        ),
+        "reads the WAL": (("--wal", {}), "<= 1"),
     }
 
     def __init__(self, folder):
@@ -70,7 +76,8 @@ class PgSync:
         engine.ask("PUT", f"/{INDEX}", psql("SELECT fanout.mapping('plain')"))
 
     def start(self, first, setting):
-        return Process(self.command("pgsync", "-d"), self.environment | self.settings[setting], self.folder)
+        option, more = self.settings[setting][0]
+        return Process(self.command("pgsync", option), self.environment | more, self.folder)
 
     def reset(self):
         self.bootstrap("--teardown")
