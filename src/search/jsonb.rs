@@ -107,10 +107,15 @@ fn overflows(number: &str) -> bool {
         return false;
     }
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
-    let Ok(exponent) = exponent.parse::<i32>() else { return true };
+    // numeric_in() takes no others, whatever they stand behind.
+    let within = |exponent: &i32| exponent.unsigned_abs() < i32::MAX as u32 / 2;
+    let Some(exponent) = exponent.parse::<i32>().ok().filter(within).map(i64::from) else { return true };
+    let mantissa = mantissa.trim_start_matches('-');
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let (whole, exponent) = (whole.trim_start_matches('-').len() as i64, i64::from(exponent));
-    whole + exponent > BEFORE || fraction.len() as i64 - exponent > AFTER
+    // Zeros in front are no digits; of a zero nothing is before the point.
+    let first = whole.bytes().chain(fraction.bytes()).position(|digit| digit != b'0');
+    let before = first.map_or(0, |first| whole.len() as i64 - first as i64 + exponent);
+    before > BEFORE || fraction.len() as i64 - exponent > AFTER
 }
 
 /// A piece of a JSON text. Of an object each member is its name, then its value.
@@ -348,6 +353,7 @@ mod tests {
             (r#""\ud800\ud83d\uDEB2""#, "\"\u{FFFD}\\ud83d\\uDEB2\""),
             (r#""\udeb2é""#, "\"\u{FFFD}é\""),
             (r#"[1e131072, -1e-16384, 5E+999999999999]"#, r#"["1e131072", "-1e-16384", "5E+999999999999"]"#),
+            (r#"[0.5e131073, 0e-16384, 0e1073741823]"#, r#"["0.5e131073", "0e-16384", "0e1073741823"]"#),
         ] {
             assert_eq!(tamed(text).as_deref(), Some(expected), "{text}");
         }
@@ -355,6 +361,7 @@ mod tests {
         for text in [
             r#"{"a": "\\u0000", "b": "\ud83d\udeb2", "1e999999": "1e999999"}"#,
             "[1e131071, 1e-16383, -0.5, 12E3]",
+            "[0e200000, -0.0e200000, 0.5e131072, 0.05e131073, 0e1073741822, 0e-16383]",
             &long,
             "\"é\\\"\"",
             "",
