@@ -238,11 +238,9 @@ impl Control {
         self.epoch = first_epoch();
     }
 
-    /// Whether this was written to another run of the server, or to one of a node that is there no more, as far as both are
-    /// known. A node that has come to a cluster is no loss.
+    /// Whether this was written to [another run](is_another_run) of the server, as far as both are known.
     pub(crate) fn is_of_another_run(&self, server: Option<&str>) -> bool {
-        let Some((known, present)) = self.server.as_deref().zip(server) else { return false };
-        known.split(',').any(|run| present.split(',').all(|other| other != run))
+        self.server.as_deref().zip(server).is_some_and(|(known, present)| is_another_run(known, present))
     }
 
     /// Whether this was written by the very run that holds this ownership.
@@ -272,6 +270,12 @@ impl Control {
 /// Whether both are the same as far as both are known.
 pub fn alike(one: Option<&str>, other: Option<&str>) -> bool {
     one.zip(other).is_none_or(|(one, other)| one == other)
+}
+
+/// Whether what was a run of a server of Redis, or the runs of all nodes of a cluster between commas, is there no more. A node that
+/// has come to a cluster is no loss.
+pub fn is_another_run(known: &str, present: &str) -> bool {
+    known.split(',').any(|run| present.split(',').all(|other| other != run))
 }
 
 /// What a claim does with what it finds.

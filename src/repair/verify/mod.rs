@@ -37,6 +37,7 @@ use crate::worker::{Called, Named};
 use delivery::engine::IdPage;
 use delivery::id::is_hashed;
 use delivery::keyspace::RedisTarget;
+use delivery::ownership::is_another_run;
 use pgrx::prelude::*;
 use pgrx::{JsonB, Spi};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -486,7 +487,7 @@ impl Verification {
             }
         };
         let (page, run) = page.unwrap_or_else(|error| unanswered(sync, &error));
-        if !is_first && run != before {
+        if !is_first && was_started_anew(before.as_deref(), run.as_deref()) {
             notice!("the verification of sync \"{}\" begins anew: Redis was started anew meanwhile", sync.name);
             *self = Self::new(sync, self.repair, self.timeout, self.examples);
             return Stage::Beginning;
@@ -623,6 +624,15 @@ fn name(subject: &Subject, address: &[u8]) -> Named {
     subject.name(address).unwrap_or_default()
 }
 
+/// Whether a cursor of the one run of Redis is of no use in the other. Of a cluster it names the node, and whether slots have moved
+/// since is told by the listing itself.
+fn was_started_anew(before: Option<&str>, present: Option<&str>) -> bool {
+    match (before, present) {
+        (Some(before), Some(present)) => is_another_run(before, present),
+        (before, present) => before != present,
+    }
+}
+
 fn digest(name: &Named) -> u64 {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
@@ -673,4 +683,24 @@ fn dead_letters(sync: i32, addresses: Vec<&[u8]>) -> Vec<Vec<u8>> {
                 .collect::<Result<Vec<_>, pgrx::spi::Error>>()
         }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::was_started_anew;
+
+    #[test]
+    fn a_node_that_was_added_is_no_restart_of_redis() {
+        for (before, present, anew) in [
+            (Some("a,b"), Some("a,b"), false),
+            (Some("a,b"), Some("c,a,b"), false),
+            (Some("a,b"), Some("a"), true),
+            (Some("a"), Some("b"), true),
+            (Some("a"), None, true),
+            (None, Some("a"), true),
+            (None, None, false),
+        ] {
+            assert_eq!(was_started_anew(before, present), anew, "{before:?} {present:?}");
+        }
+    }
 }
