@@ -362,6 +362,37 @@ fn one_goes_on_only_with_what_is_still_so() {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.verification"), "0");
 }
 
+/// One that begins anew, since the sync was altered, notes what it is of itself, so that the next can go on with it.
+#[test]
+fn one_of_an_altered_sync_begins_anew_and_is_gone_on_with() {
+    let mut world = World::new("verify_altered");
+    slow_things(&mut world);
+    let sync = world.index_table("thing", &Engine::opensearch(), SLOW_THINGS);
+    world.wait(&sync);
+    let ended = |world: &mut World, more: &str| {
+        let begun = world.db.value("SELECT clock_timestamp()");
+        pace(world, 0.002);
+        let (call, pid) = calling(world, &sync, more);
+        noted(world, &format!("rows > 0 AND saved_at > '{begun}'"));
+        world.db.exec(&format!("SELECT pg_cancel_backend({pid})"));
+        assert_eq!(call.join().expect("no panic").map_err(|error| error.code), Err("57014".into()));
+        pace(world, 0.0);
+    };
+    ended(&mut world, "");
+    world.db.exec("CREATE TABLE kept AS TABLE fanout.verification");
+    // No document changes, so the worker delivers nothing anew.
+    let altered = world.db.value(&format!("SELECT fanout.alter_sync('{sync}', on_reject => 'delete')"));
+    assert_eq!(altered, "nothing");
+    world.wait(&sync);
+    let resume = format!("CALL fanout.verify('{sync}', resume => true)");
+    let heard = notice(&mut world.db, &resume);
+    assert!(heard.contains("begins anew: the sync was altered"), "{heard}");
+    world.db.exec("INSERT INTO fanout.verification TABLE kept");
+    ended(&mut world, ", resume => true");
+    let heard = notice(&mut world.db, &resume);
+    assert!(heard.contains("goes on where an earlier one was"), "{heard}");
+}
+
 /// Whoever goes on with one that is still alive has one of his own then.
 #[test]
 fn two_of_one_sync_do_not_disturb_each_other() {
