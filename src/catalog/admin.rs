@@ -7,7 +7,7 @@ use crate::error::{failure, not_null};
 use crate::server::role_name;
 use crate::worker::shared;
 use pgrx::prelude::*;
-use pgrx::{Spi, default, pg_sys};
+use pgrx::{JsonB, Spi, default, pg_sys};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What all deliveries of a sync begin anew with.
@@ -47,7 +47,11 @@ pub fn expect_new_try(sync: &Sync) {
 fn resync(sync: Option<&str>) {
     let sync = not_ending(not_parked(owned(not_null("sync", sync))));
     match sync.kind {
-        Kind::Index => update(&sync, &format!("{ANEW}, {NEXT_INDEX}")),
+        Kind::Index => {
+            // One that is dropped meanwhile is not to come back.
+            lock(&sync);
+            update(&sync, &format!("{ANEW}, {NEXT_INDEX}"));
+        }
         Kind::Cache => start_reconcile(&sync),
     }
 }
@@ -128,12 +132,8 @@ fn drop_sync(sync: Option<&str>, drop_target: default!(Option<bool>, "false")) {
     // Parked: the target is another cluster's, and no worker of ours may touch it.
     let drop_target = drop_target && sync.identity == catalog::identity();
     let mut syncs: Vec<&Sync> = vec![&sync];
-    // No other target for it from here on.
-    privileged(|| {
-        ours(Spi::connect_mut(|client| {
-            client.update("SELECT FROM fanout.sync WHERE sync_id = $1 FOR UPDATE", None, &[sync.id.into()]).map(|_| ())
-        }));
-    });
+    // No other target for it, nor another name for its triggers, from here on.
+    lock(&sync);
     // A target that the sync had before and that waits for the present one to be filled has the same lot.
     let former = catalog::serving(&sync);
     if former.id != sync.id {
@@ -214,6 +214,38 @@ pub fn not_parked(sync: Sync) -> Sync {
         .raise();
     }
     sync
+}
+
+/// Locks the row of the sync. Whether its target was claimed by now. An ERROR if somebody has altered or dropped the sync since it
+/// was read: what was made of that would take the other back.
+pub fn lock(sync: &Sync) -> bool {
+    let sql = "SELECT claimed IS NOT NULL FROM fanout.sync
+               WHERE sync_id = $1 AND name = $2 AND target = $3 AND server = $4 AND options = $5 AND (phase = 'drop') = $6 FOR UPDATE";
+    let claimed = privileged(|| {
+        ours(Spi::connect_mut(|client| -> Result<Option<bool>, pgrx::spi::Error> {
+            let found = client.update(
+                sql,
+                None,
+                &[
+                    sync.id.into(),
+                    sync.name.clone().into(),
+                    sync.target.clone().into(),
+                    sync.server.clone().into(),
+                    JsonB(sync.options.clone()).into(),
+                    (sync.phase == Phase::Drop).into(),
+                ],
+            )?;
+            if found.is_empty() { Ok(None) } else { found.first().get(1) }
+        }))
+    });
+    claimed.unwrap_or_else(|| {
+        failure(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            format!("sync \"{}\" was altered, or dropped, at the same time", sync.name),
+        )
+        .hint("Look at it again, and repeat the call if it is still wanted.")
+        .raise()
+    })
 }
 
 fn update(sync: &Sync, assignments: &str) {

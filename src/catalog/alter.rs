@@ -2,7 +2,9 @@
 
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{ANEW, COMPARED, NEXT_INDEX, captured, expect_new_try, not_ending, not_parked, owned};
+use crate::catalog::admin::{
+    ANEW, COMPARED, NEXT_INDEX, captured, expect_new_try, lock, not_ending, not_parked, owned,
+};
 use crate::catalog::declare::{
     address_columns, check_fields, check_jitter, check_pipeline, check_search_fields, fed_by, fits, index_columns,
     key_template, one_of, refuse_rival, ttl_milliseconds,
@@ -503,37 +505,6 @@ fn store(before: &Sync, after: &Sync, cost: Cost, table: &Table) {
         leave_behind(before, after, taken_back.is_none());
     }
     catalog::changed();
-}
-
-/// Locks the row of the sync. Whether its target was claimed by now. An ERROR if somebody has altered the sync since it was read:
-/// what was made of that would take the other alteration back.
-fn lock(sync: &Sync) -> bool {
-    let sql = "SELECT claimed IS NOT NULL FROM fanout.sync
-               WHERE sync_id = $1 AND name = $2 AND target = $3 AND server = $4 AND options = $5 AND phase <> 'drop' FOR UPDATE";
-    let claimed = privileged(|| {
-        ours(Spi::connect_mut(|client| -> Result<Option<bool>, pgrx::spi::Error> {
-            let found = client.update(
-                sql,
-                None,
-                &[
-                    sync.id.into(),
-                    sync.name.clone().into(),
-                    sync.target.clone().into(),
-                    sync.server.clone().into(),
-                    JsonB(sync.options.clone()).into(),
-                ],
-            )?;
-            if found.is_empty() { Ok(None) } else { found.first().get(1) }
-        }))
-    });
-    claimed.unwrap_or_else(|| {
-        failure(
-            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
-            format!("sync \"{}\" was altered, or dropped, at the same time", sync.name),
-        )
-        .hint("Look at it again, and repeat the call if it is still wanted.")
-        .raise()
-    })
 }
 
 /// Notes the target that a sync had as one that is to be removed: when the new one is filled, for until then it serves; or at
