@@ -12,7 +12,7 @@ use super::rotation::Rotation;
 use super::runner::Runner;
 use super::scan::{Ids, Scan};
 use super::shape::Shape;
-use super::shared::{self, Database};
+use super::shared::{self, Database, SyncSlot};
 use super::store;
 use super::strikes::{self, Work};
 use super::transaction::{Class, Failed, flush_wal, transaction};
@@ -237,9 +237,15 @@ impl Worker {
             match self.runners.get_mut(&sync.id) {
                 Some(runner) => adapt(runner, sync),
                 None => {
-                    let Some(slot) = shared::sync_slot(sync.id, true) else {
-                        pgrx::warning!("pg_fanout: no room for the status of sync \"{}\"; it is not served", sync.name);
-                        continue;
+                    let slot = match shared::sync_slot(sync.id, true) {
+                        Some(slot) => slot,
+                        // A target that goes is waited for by nobody: it goes without a status.
+                        None if sync.phase == Phase::Drop => SyncSlot::apart(),
+                        None => {
+                            let name = &sync.name;
+                            pgrx::warning!("pg_fanout: no room for the status of sync \"{name}\"; it is not served");
+                            continue;
+                        }
                     };
                     let mut runner = Runner::new(sync, slot);
                     let (dead, stored, unlogged) = transaction(|| {

@@ -541,6 +541,12 @@ pub fn free_sync_slots(living: &[i32]) {
 }
 
 impl SyncSlot {
+    /// A slot of this process alone, where all are taken.
+    pub fn apart() -> &'static Self {
+        // SAFETY: all fields are atomics, for which zeroed memory is valid, as it is for those of shared memory.
+        Box::leak(Box::new(unsafe { std::mem::zeroed() }))
+    }
+
     fn reset(&self) {
         for counter in [&self.pending, &self.in_flight, &self.delivered, &self.retried, &self.dead_letters, &self.rate]
         {
