@@ -79,6 +79,14 @@ impl Second {
         self.end("fast");
     }
 
+    /// Makes what tells where it runs another, as a restart of the machine does. It must be stopped.
+    pub fn leave_place(&self) {
+        let control = self.folder.join("global/pg_control");
+        let other = control.with_extension("other");
+        run(as_server(Path::new("cp")).arg("--preserve").arg(&control).arg(&other));
+        std::fs::rename(other, control).expect("its pg_control");
+    }
+
     /// Puts it, which must be stopped, through pg_upgrade: to the same release, so that the system identifier is all that changes.
     pub fn upgrade(&mut self, first: &mut Session) {
         let (old, new) = (self.folder.clone(), self.folder.with_extension("upgraded"));

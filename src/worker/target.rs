@@ -205,11 +205,11 @@ pub fn answered(worker: &mut Worker, id: i32, task: &Task, result: delivery::Res
             runner.target = Target::Claimed;
             runner.succeed();
         }
-        JobResult::Claim(ClaimOutcome::OwnedBy { by, rival, silent_for, sighting, .. }) => {
+        JobResult::Claim(ClaimOutcome::OwnedBy { identity, by, rival, silent_for, sighting }) => {
             runner.sighting = Some(sighting);
             runner.target = Target::Unknown;
             if runner.sync.phase == Phase::Drop {
-                return left_to(worker, id, &by, rival.as_ref());
+                return left_to(worker, id, &identity, &by, rival.as_ref());
             }
             let why = match rival {
                 Some(rival) => fed_by_rival(worker, id, &rival),
@@ -376,9 +376,17 @@ pub fn remove(worker: &mut Worker, id: i32) -> bool {
 }
 
 /// A target that is to be removed is another's: it is left to that.
-fn left_to(worker: &mut Worker, id: i32, by: &str, rival: Option<&Rival>) {
-    let why = rival
-        .map_or_else(|| format!("the target is fed by another owner ({by})"), |rival| fed_by_rival(worker, id, rival));
+fn left_to(worker: &mut Worker, id: i32, identity: &str, by: &str, rival: Option<&Rival>) {
+    let why = match rival {
+        Some(rival) => fed_by_rival(worker, id, rival),
+        // Our own, from another place.
+        None if identity == super::process::incarnation() => {
+            format!(
+                "the target was claimed by this database before its machine was started anew, or by a copy of its files ({by})"
+            )
+        }
+        None => format!("the target is fed by another owner ({by})"),
+    };
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let literal = pgrx::spi::quote_literal(&runner.sync.name);
     runner.block(&format!("{why}, and not removed; SELECT fanout.drop_sync({literal}); leaves it to that, SELECT fanout.adopt({literal}); has it removed"));

@@ -229,6 +229,44 @@ fn the_target_that_a_sync_has_left_is_free_for_another() {
     assert_in_step(&mut world, "first");
 }
 
+/// The place that a control document names is another then, as that of a copy of the files is.
+#[test]
+fn a_removal_that_the_machine_was_restarted_in_waits_to_be_told() {
+    let mut server = Second::new("restarted", &["fanout.owner_stale=5s"], &[]);
+    let mut world = World::on(&server, "restarted");
+    products(&mut world, 20);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    let redis = std::env::var("REDIS_URL").expect("REDIS_URL is set");
+    world.db.exec("ALTER SERVER cache OPTIONS (SET url 'redis://127.0.0.1:1')");
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+    server.stop();
+    server.leave_place();
+    server.start();
+    world.reconnect();
+    world.db.exec(&format!("ALTER SERVER cache OPTIONS (SET url '{redis}')"));
+    let why = "by this database before its machine was started anew, or by a copy of its files";
+    wait_until_blocked(&mut world.db, &sync, why);
+    // However silent that one is, and whoever adopts all syncs: a copy may be what feeds it.
+    assert_eq!(world.db.value("SELECT fanout.adopt()"), "1");
+    let begun = Instant::now();
+    while begun.elapsed() < GONE + Duration::from_secs(3) {
+        world.db.exec(&format!("SELECT fanout.resume('{sync}')"));
+        std::thread::sleep(Duration::from_secs(1));
+        wait_until_blocked(&mut world.db, &sync, why);
+    }
+    let said = world.status(&sync, "last_error");
+    for hint in ["drop_sync('product'); leaves it to that", "SELECT fanout.adopt('product'); has it removed"] {
+        assert!(said.contains(hint), "{said}");
+    }
+    let mut keyspace = Keyspace::open();
+    assert_eq!(keyspace.keys(&world.key_prefix("product")).len(), 20);
+    world.db.exec(&format!("SELECT fanout.adopt('{sync}')"));
+    eventually("it is removed", TRIED_AGAIN, || world.db.value("SELECT count(*) FROM fanout.sync") == "0");
+    assert_eq!(keyspace.keys(&world.key_prefix("product")).len(), 0);
+    assert!(keyspace.keys("pg_fanout:control:").iter().all(|key| !key.contains(&world.tag)));
+}
+
 /// How long ago, in seconds, each of these control documents was last renewed.
 fn ages(documents: impl Iterator<Item = serde_json::Value>) -> Vec<f64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as f64;

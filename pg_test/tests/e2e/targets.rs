@@ -1,12 +1,15 @@
 //! A sync that gets another index, or other keys: the old ones serve until the new ones are filled, and then they go.
 
 use crate::tables::products;
-use pg_test::{Engine, Keyspace, Session, Setting, World, assert_in_step, eventually, eventually_ok, on_each_engine};
+use pg_test::{
+    Engine, Keyspace, Refusal, ServerLog, Session, Setting, World, assert_in_step, eventually, eventually_ok,
+    on_each_engine,
+};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 on_each_engine!(
     a_sync_moves_to_another_index,
@@ -231,16 +234,15 @@ fn an_index_that_is_anothers_is_left_alone(world: &mut World, engine: &Engine) {
     assert_eq!(other.value("SELECT count(*) FROM fanout.sync"), "1");
 }
 
-#[test]
-fn an_old_index_that_another_takes_over_is_left_to_that() {
-    let mut world = World::new("target_taken");
-    products(&mut world, 400);
-    let engine = Engine::opensearch();
+/// A sync whose old index waits for the new one, which is filled slowly, and a sync of another database that has taken over the
+/// old one; that one's session, and the names of the indices.
+fn taken_over(world: &mut World) -> (Session, String, [String; 2]) {
+    products(world, 400);
     let (old, new) = (world.index_name("product"), world.index_name("article"));
-    let sync = world.index_table("product", &engine, "");
-    assert_in_step(&mut world, &sync);
-    alter(&mut world, &sync, "backfill_rate => 5");
-    alter(&mut world, &sync, &format!("index => '{new}'"));
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    assert_in_step(world, &sync);
+    alter(world, &sync, "backfill_rate => 5");
+    alter(world, &sync, &format!("index => '{new}'"));
     let mut other = world.another();
     other.exec("CREATE TABLE product (id int PRIMARY KEY); INSERT INTO product VALUES (1)");
     other.exec(&format!("SELECT fanout.index_table('product', server => 'search', index => '{old}')"));
@@ -248,20 +250,84 @@ fn an_old_index_that_another_takes_over_is_left_to_that() {
     eventually("that is not for the taking", ENOUGH, || other.value(error).contains("another owner"));
     other.exec("SELECT fanout.adopt('product')");
     other.exec("SELECT fanout.wait('product', '60s')");
-    let blocked = "SELECT count(*) FROM fanout.status WHERE sync = 'product_former_1' AND state = 'blocked'";
-    eventually("the old one is blocked", ENOUGH, || world.db.value(blocked) == "1");
+    eventually("the old one is blocked", ENOUGH, || is_left(world));
+    (other, sync, [old, new])
+}
+
+/// The old index is left to whoever feeds it.
+fn is_left(world: &mut World) -> bool {
+    let why = "SELECT state || ': ' || last_error FROM fanout.status WHERE sync = 'product_former_1'";
+    world.db.column(why).iter().any(|why| why.starts_with("blocked: ") && why.contains("and not removed; "))
+}
+
+/// The old index stays left for so long, in which its removal is tried again and again.
+fn stays_left(world: &mut World, time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        world.db.exec("SELECT fanout.resume('product_former_1')");
+        thread::sleep(Duration::from_millis(500));
+        assert!(is_left(world), "{:?}", world.db.rows("SELECT * FROM fanout.status"));
+    }
+}
+
+#[test]
+fn an_old_index_that_another_takes_over_is_left_to_that() {
+    let mut world = World::alone("target_taken");
+    let engine = Engine::opensearch();
+    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
+    let (mut other, sync, [old, _]) = taken_over(&mut world);
     alter(&mut world, &sync, "reset => '{backfill_rate}'");
     assert_in_step(&mut world, &sync);
     eventually("searches go to the new one", ENOUGH, || world.db.value(&format!("SELECT es_count('{sync}')")) == "400");
-    assert_eq!(world.db.value(blocked), "1");
     // Nor is it removed when that one is silent for longer than three of its signs of life.
-    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
     other.exec("SELECT fanout.pause('product')");
-    thread::sleep(Duration::from_secs(50));
-    assert_eq!(world.db.value(blocked), "1");
+    stays_left(&mut world, Duration::from_secs(40));
     world.db.exec("SELECT fanout.drop_sync('product_former_1')");
     assert_eq!(other.value("SELECT es_count('product')"), "1");
     assert!(is_claimed(&engine, &old));
+}
+
+#[test]
+fn who_adopts_all_syncs_leaves_an_old_index_to_whoever_feeds_it() {
+    let mut world = World::new("target_adopted");
+    let (mut other, sync, [old, new]) = taken_over(&mut world);
+    assert_eq!(world.db.value("SELECT fanout.adopt()"), "2");
+    stays_left(&mut world, Duration::from_secs(5));
+    alter(&mut world, &sync, "reset => '{backfill_rate}'");
+    assert_in_step(&mut world, &sync);
+    // It waits for nothing any more.
+    eventually("searches go to the new one", ENOUGH, || world.db.value(&format!("SELECT es_count('{sync}')")) == "400");
+    stays_left(&mut world, Duration::from_secs(5));
+    other.exec("INSERT INTO product VALUES (2)");
+    other.exec("SELECT fanout.wait('product', '60s')");
+    assert_eq!(other.value("SELECT es_count('product')"), "2");
+    // By its name it is taken from that.
+    world.db.exec("SELECT fanout.adopt('product_former_1')");
+    settled(&mut world);
+    let engine = Engine::opensearch();
+    assert!(!engine.exists(&old) && engine.exists(&new));
+}
+
+/// Runs the second statement in a session of its own while the first is in an open transaction, which it has to wait for; gives
+/// what came of it after the commit.
+fn at_the_same_time(world: &mut World, first: &str, second: &str) -> Result<(), Refusal> {
+    world.db.exec(&format!("BEGIN; {first}"));
+    let (mut other, second) = (world.connect(), second.to_owned());
+    let waiting = thread::spawn(move || other.try_exec(&second));
+    // A transaction sees who waits as it was when it looked first.
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND application_name = 'pg_test'";
+    let mut watcher = world.connect();
+    eventually("it waits", ENOUGH, || watcher.value(waits) == "1");
+    world.db.exec("COMMIT");
+    waiting.join().expect("no panic")
+}
+
+/// The second of two is refused for what the first has done.
+fn is_refused(outcome: Result<(), Refusal>) {
+    let refusal = outcome.expect_err("this should have been refused");
+    assert_eq!(refusal.code, "40001", "{refusal}");
+    assert!(refusal.message.contains("was altered") && !refusal.hint.is_empty(), "{refusal}");
 }
 
 #[test]
@@ -272,20 +338,10 @@ fn of_two_alterations_at_the_same_time_one_is_refused() {
     let (second, third) = (world.index_name("second"), world.index_name("third"));
     let sync = world.index_table("product", &engine, "");
     assert_in_step(&mut world, &sync);
-    // A transaction sees who waits as it was when it looked first.
-    let mut watcher = world.connect();
     for change in ["on_reject => 'delete'".to_owned(), format!("index => '{second}'")] {
-        world.db.exec(&format!("BEGIN; SELECT fanout.alter_sync('{sync}', {change})"));
-        let mut other = world.connect();
-        let call = format!("SELECT fanout.alter_sync('{sync}', index => '{third}')");
-        let waiting = thread::spawn(move || other.refusal(&call));
-        let waits =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually("it waits", ENOUGH, || watcher.value(waits) == "1");
-        world.db.exec("COMMIT");
-        let refusal = waiting.join().expect("a refusal");
-        assert_eq!(refusal.code, "40001", "{refusal}");
-        assert!(refusal.message.contains("was altered") && !refusal.hint.is_empty(), "{refusal}");
+        let first = format!("SELECT fanout.alter_sync('{sync}', {change})");
+        let late = format!("SELECT fanout.alter_sync('{sync}', index => '{third}')");
+        is_refused(at_the_same_time(&mut world, &first, &late));
     }
     assert_in_step(&mut world, &sync);
     settled(&mut world);
@@ -294,6 +350,42 @@ fn of_two_alterations_at_the_same_time_one_is_refused() {
         format!("{second} delete")
     );
     assert!(engine.exists(&second) && engine.indices(&third).is_empty());
+}
+
+#[test]
+fn of_a_drop_and_what_comes_at_the_same_time_neither_is_undone() {
+    let mut world = World::new("target_race");
+    products(&mut world, 5);
+    let engine = Engine::opensearch();
+    let (first, second) = (world.index_name("product"), world.index_name("second"));
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'product'::regclass";
+    let gone = |world: &mut World, sync: &str| {
+        eventually_ok(&format!("{sync} is gone"), ENOUGH, || {
+            let left = world.db.rows("SELECT sync, state, last_error FROM fanout.status");
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        });
+        assert_eq!(world.db.value(triggers), "0");
+        assert!(engine.indices(&first).is_empty() && engine.indices(&second).is_empty());
+    };
+    for (change, name) in [("name => 'other'".to_owned(), "other"), (format!("index => '{second}'"), "product")] {
+        let sync = world.index_table("product", &engine, "");
+        assert_in_step(&mut world, &sync);
+        let alter = format!("SELECT fanout.alter_sync('{sync}', {change})");
+        is_refused(at_the_same_time(&mut world, &alter, &format!("SELECT fanout.drop_sync('{sync}')")));
+        world.db.exec("UPDATE product SET price = price + 1");
+        assert_in_step(&mut world, name);
+        settled(&mut world);
+        world.db.exec(&format!("SELECT fanout.drop_sync('{name}', drop_target => true)"));
+        gone(&mut world, name);
+    }
+    for late in [format!("alter_sync('product', index => '{second}')"), "resync('product')".to_owned()] {
+        let sync = world.index_table("product", &engine, "");
+        assert_in_step(&mut world, &sync);
+        let drop = format!("SELECT fanout.drop_sync('{sync}', drop_target => true)");
+        let outcome = at_the_same_time(&mut world, &drop, &format!("SELECT fanout.{late}"));
+        is_refused(outcome);
+        gone(&mut world, &sync);
+    }
 }
 
 /// Whose keys match the template of another sync as text, and not as values of its key's type.
@@ -419,4 +511,71 @@ fn a_sync_that_is_dropped_while_it_moves_takes_both_along_or_none() {
             assert!(engine.exists(&old) && engine.exists(&format!("{new}-fanout-2")));
         }
     }
+}
+
+/// Keys that match the template of another sync as text, while that one's key type fails for some of them.
+#[test]
+fn keys_of_which_it_cannot_be_told_whose_they_are_stay() {
+    let mut world = World::new("target_untold");
+    products(&mut world, 300);
+    let fits = |body: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION fits(n int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN {body} RETURN true; END'"
+        )
+    };
+    world.db.exec(&fits(""));
+    world.db.exec(
+        "CREATE DOMAIN code AS int CHECK (fits(VALUE)); CREATE TABLE part (id code PRIMARY KEY, name text);
+         INSERT INTO part SELECT i, 'n' FROM generate_series(1, 300) AS i",
+    );
+    let prefix = world.key_prefix("product");
+    let sync = world.cache_table_by("product", &format!("{prefix}${{active}}:${{id}}"), "");
+    let beside = world.cache_table_by("part", &format!("{prefix}${{id}}:part"), "");
+    world.wait(&sync);
+    world.wait(&beside);
+    // None of the other's: its key is a number.
+    Keyspace::open().set(&format!("{prefix}x:part"), "1");
+    assert_eq!(Keyspace::open().keys(&prefix).len(), 601);
+    world.db.exec(&fits("IF n % 3 = 0 THEN RAISE EXCEPTION ''not now''; END IF;"));
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+    settled(&mut world);
+    let keys = Keyspace::open().keys(&prefix);
+    assert_eq!((keys.len(), keys.iter().filter(|key| key.ends_with(":part")).count()), (300, 300));
+    assert!(!keys.contains(&format!("{prefix}x:part")));
+    world.db.exec(&fits(""));
+    assert_in_step(&mut world, &beside);
+}
+
+/// With as many syncs as the server has slots, none of which is left for the old index.
+#[test]
+fn an_old_index_is_removed_where_no_slot_is_left() {
+    let mut world = World::alone("target_slots");
+    products(&mut world, 300);
+    let engine = Engine::opensearch();
+    let (old, new) = (world.index_name("product"), world.index_name("article"));
+    let sync = world.index_table("product", &engine, "");
+    assert_in_step(&mut world, &sync);
+    let mut other = world.another();
+    let key = format!("{}${{id}}", world.key_prefix("thing"));
+    other.exec(&format!(
+        "CREATE TABLE thing (id int PRIMARY KEY);
+         SELECT fanout.cache_table('thing', server => 'cache', key => '{key}')"
+    ));
+    other.exec("SELECT fanout.wait('thing', '60s')");
+    let log = ServerLog::here();
+    // Of another cluster, so that nothing is done for them.
+    other.exec(
+        "INSERT INTO fanout.sync (name, kind, source, server, target, key_columns, address_columns, owner, identity, phase)
+         SELECT 'thing' || i, kind, source, server, target || i, key_columns, address_columns, owner, 'elsewhere', 'live'
+         FROM fanout.sync, generate_series(1, 2048) AS i;
+         SELECT fanout.resume('thing')",
+    );
+    eventually("no slot is left", ENOUGH, || log.has("no room for the status of sync", "thing"));
+    assert_eq!(alter(&mut world, &sync, &format!("index => '{new}'")), "resync");
+    world.db.exec("UPDATE product SET price = 7 WHERE id = 7");
+    assert_in_step(&mut world, &sync);
+    settled(&mut world);
+    assert!(!engine.exists(&old) && !is_claimed(&engine, &old) && engine.exists(&new));
+    assert_eq!(world.db.value(&format!("SELECT es_count('{sync}')")), "300");
+    assert_eq!(syncs(&mut world), ["product live"]);
 }
