@@ -575,12 +575,14 @@ impl Worker {
     /// Moves what is too much for memory to the table, and drops what is too much for that.
     fn bound_backlogs(&mut self) {
         self.peak = self.peak.max(self.runners.values().map(|runner| runner.pending.len()).sum());
-        let (in_memory, in_all) = (settings::pending_keys(), settings::backlog_keys() as i64);
+        let (in_memory, in_all) = (settings::pending_keys(), settings::backlog_keys());
         for runner in self.runners.values_mut() {
             if runner.pending.len() > in_memory {
                 spill(runner);
             }
-            let backlog = runner.stored + runner.pending.len() as i64;
+            // Rows that a scan has just read are no backlog: it would begin anew for them, and read as many again.
+            let scanned = runner.scan.as_ref().map_or(0, Scan::outstanding);
+            let backlog = runner.backlog().saturating_sub(scanned);
             if backlog > in_all && runner.wanted.is_none() {
                 pgrx::warning!(
                     "pg_fanout: sync \"{}\" has more than {in_all} unacknowledged keys (fanout.backlog_keys); \
@@ -767,8 +769,9 @@ impl Worker {
                 refill(runner);
             }
             let queued = runner.pending.has_queued() && !runner.rests(Instant::now());
-            let room = SCAN_PENDING.min(settings::backlog_keys() / 2);
-            let scanning = runner.scan.is_some() && runner.pending.len() < room;
+            // With the page of ids that may come below the alarm for what is kept.
+            let has_room = runner.pending.len() < scan_room() && runner.backlog() < settings::backlog_keys() / 2;
+            let scanning = runner.scan.is_some() && has_room;
             // Changes first; but where they never end, the scan must end all the same.
             let mut from_scan = scanning && (!queued || runner.since_scan >= CHANGES_FIRST);
             if from_scan && !self.scan_may_read(id) {
@@ -884,12 +887,13 @@ impl Worker {
             }
             Ids::Asked => false,
             Ids::Next(cursor) => {
+                let page = PAGE.min(scan_room());
                 let kind = match runner.sync.kind {
                     Kind::Index => {
-                        JobKind::ScanIds { index: runner.sync.concrete_index(), cursor: cursor.clone(), size: PAGE }
+                        JobKind::ScanIds { index: runner.sync.concrete_index(), cursor: cursor.clone(), size: page }
                     }
                     Kind::Cache => {
-                        JobKind::ScanKeys { glob: runner.templates.glob(), cursor: cursor.clone(), count: PAGE }
+                        JobKind::ScanKeys { glob: runner.templates.glob(), cursor: cursor.clone(), count: page }
                     }
                 };
                 let number = runner.scan_number;
@@ -991,6 +995,11 @@ impl Worker {
         }
         any
     }
+}
+
+/// Addresses up to which a scan goes on; and ids that it asks for at a time, at most.
+fn scan_room() -> usize {
+    SCAN_PENDING.min(settings::backlog_keys() / 4)
 }
 
 /// Asks for a phase that begins from the start. It is begun as soon as that can be noted durably; until then no epoch counts

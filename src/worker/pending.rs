@@ -88,6 +88,8 @@ pub struct Pending {
     /// How often deliveries under way were tried before, where that is so.
     attempts: FxHashMap<Slot, u32>,
     in_flight: usize,
+    /// Of those held, how many also stand in the table of stored addresses.
+    stored: usize,
     epoch: Epoch,
     /// Outstanding addresses of each epoch that has any, or is the current one, with the time of its beginning.
     epochs: VecDeque<(Epoch, usize, i64)>,
@@ -111,6 +113,7 @@ impl Default for Pending {
             again: FxHashMap::default(),
             attempts: FxHashMap::default(),
             in_flight: 0,
+            stored: 0,
             epoch: 1,
             epochs: VecDeque::from([(1, 0, 0)]),
         }
@@ -121,6 +124,11 @@ impl Pending {
     /// Addresses held.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
+    }
+
+    /// Those of them that are known to stand in the table of stored addresses, too.
+    pub fn stored(&self) -> usize {
+        self.stored
     }
 
     /// True if none is held.
@@ -197,6 +205,7 @@ impl Pending {
         let entry = &mut self.entries[slot as usize];
         entry.address = Address::new();
         entry.state = State::Free;
+        self.stored -= usize::from(entry.stored);
         self.attempts.remove(&slot);
         self.free.push(slot);
         if self.is_empty() {
@@ -231,21 +240,25 @@ impl Pending {
     }
 
     fn mark_as(&mut self, address: &[u8], stored: bool) {
-        match self.find(address) {
+        let slot = match self.find(address) {
             None => {
                 let slot = self.insert(address, State::Queued);
-                self.entries[slot as usize].stored = stored;
                 self.enqueue(slot);
+                slot
             }
             Some(slot) => {
                 let epoch = self.epoch;
-                let entry = &mut self.entries[slot as usize];
-                entry.stored |= stored;
-                if entry.state == State::InFlight && !self.again.contains_key(&slot) {
+                if self.entries[slot as usize].state == State::InFlight && !self.again.contains_key(&slot) {
                     self.again.insert(slot, epoch);
                     self.count(epoch, 1);
                 }
+                slot
             }
+        };
+        let entry = &mut self.entries[slot as usize];
+        if stored && !entry.stored {
+            entry.stored = true;
+            self.stored += 1;
         }
     }
 
@@ -394,6 +407,7 @@ impl Pending {
         for entry in &mut self.entries {
             entry.stored = false;
         }
+        self.stored = 0;
     }
 
     /// The delivery is over for good: done, or a dead letter.
@@ -546,7 +560,11 @@ mod tests {
             let now = Instant::now();
             for (step, key) in steps {
                 match step {
-                    0 | 1 => { pending.mark(&[key]); dirty.insert(key); spilled.remove(&key); }
+                    0 | 1 => {
+                        if step == 0 { pending.mark(&[key]) } else { pending.mark_stored(&[key]) }
+                        dirty.insert(key);
+                        spilled.remove(&key);
+                    }
                     2 => for slot in pending.take(2) {
                         let key = pending.address(slot)[0];
                         prop_assert!(!reading.values().any(|&other| other == key));
@@ -576,17 +594,23 @@ mod tests {
                     }
                     7 if key == 1 => {
                         pending.mark_in_flight();
+                        pending.forget_stored();
                         dirty.extend(reading.values().copied());
                     }
                     _ => {
                         pending.wake_delayed(now);
                         if key == 0 {
-                            for address in pending.unstored() { spilled.insert(address[0]); dirty.remove(&address[0]); }
+                            // Those that are stored already go as well.
+                            let waiting: Vec<u8> =
+                                pending.entries.iter().filter(|it| it.state.waits()).map(|it| it.address[0]).collect();
+                            for address in waiting { spilled.insert(address); dirty.remove(&address); }
                             pending.spill();
                         } else { pending.next_epoch(1); }
                     }
                 }
                 prop_assert_eq!(pending.in_flight(), flying.len());
+                let stored = pending.entries.iter().filter(|it| it.state != State::Free && it.stored).count();
+                prop_assert_eq!(pending.stored(), stored);
                 let held: BTreeSet<u8> = dirty.iter().copied().chain(reading.values().copied()).collect();
                 prop_assert_eq!(pending.len(), held.len());
                 prop_assert_eq!(pending.is_done(pending.epoch), held.is_empty());

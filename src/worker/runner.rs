@@ -380,6 +380,12 @@ impl Runner {
         }
     }
 
+    /// Addresses that are not acknowledged, in memory or stored. One that is stored and has changed since counts twice: memory
+    /// does not know of it.
+    pub fn backlog(&self) -> usize {
+        self.pending.len() - self.pending.stored() + usize::try_from(self.stored).unwrap_or(0)
+    }
+
     /// Puts slots of a batch back: their rows are to be read again.
     pub fn retry_all(&mut self, slots: &[Slot]) {
         for &slot in slots {
@@ -420,7 +426,7 @@ impl Runner {
             }
         });
         slot.left_alone.store(self.left_alone, Relaxed);
-        slot.pending.store(self.pending.len() as u64 + self.stored.max(0) as u64, Relaxed);
+        slot.pending.store(self.backlog() as u64, Relaxed);
         slot.in_flight.store(self.pending.in_flight() as u64, Relaxed);
         slot.oldest.store(self.pending.oldest().unwrap_or(0), Relaxed);
         slot.dead_letters.store(self.dead.len() as u64, Relaxed);

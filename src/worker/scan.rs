@@ -185,6 +185,11 @@ impl Scan {
         }
     }
 
+    /// Rows that were read and are not acknowledged.
+    pub fn outstanding(&self) -> usize {
+        self.slices.iter().map(|slice| slice.outstanding).sum()
+    }
+
     /// True if there is more to read.
     pub fn has_more(&self) -> bool {
         self.ids != Ids::Done || self.next < self.end

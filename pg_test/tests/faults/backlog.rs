@@ -3,6 +3,7 @@
 use crate::proxied::{Proxies, in_step_again};
 use crate::tables::{more_products, products};
 use crate::watch::processor_time;
+use pg_test::proxy::Fault;
 use pg_test::{Engine, ServerLog, Setting, World, assert_in_step, eventually, eventually_ok};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ fn a_backlog_past_its_bound_is_reconciled_by_itself() {
     assert_in_step(&mut world, &away);
     assert_in_step(&mut world, &cache);
     let log = ServerLog::here();
-    proxies.opensearch.plan(|_| pg_test::proxy::Fault::Reset);
+    proxies.opensearch.plan(|_| Fault::Reset);
     proxies.opensearch.refuse(true);
     let begun = Instant::now();
     world.db.exec("UPDATE product SET price = 1 WHERE id <= 1500");
@@ -85,6 +86,68 @@ fn more_keys_than_memory_holds_wait_in_the_journal() {
     assert!(seen > 3, "{seen} samples");
     assert_eq!(stored, 0);
     assert_in_step(&mut world, &sync);
+}
+
+/// What a reconcile itself has read is bounded otherwise: were it dropped, the reconcile would begin anew for ever.
+#[test]
+fn a_reconcile_gets_on_however_few_keys_are_kept() {
+    let mut world = World::alone("few_keys");
+    let proxies = Proxies::before(&mut world);
+    products(&mut world, 6000);
+    let index = world.index_table("product", &Engine::opensearch(), "");
+    let cache = world.cache_table("product", "");
+    assert_in_step(&mut world, &index);
+    assert_in_step(&mut world, &cache);
+    let _backlog = Setting::set(&mut world, "fanout.backlog_keys", "1000");
+    let log = ServerLog::here();
+    // Slow enough for the worker to look at what is pending in between.
+    proxies
+        .opensearch
+        .plan(|request| if request.is_bulk() { Fault::Delay(Duration::from_millis(700)) } else { Fault::Pass });
+    let mut writes = 0;
+    proxies.redis.plan(move |request| {
+        writes += u32::from(request.is_write());
+        if request.is_write() && writes % 500 == 0 { Fault::Delay(Duration::from_millis(350)) } else { Fault::Pass }
+    });
+    world.db.exec(&format!("SELECT fanout.reconcile('{index}'), fanout.reconcile('{cache}')"));
+    let phases = "SELECT string_agg(phase, ' ') FROM fanout.sync";
+    eventually_ok("both are live", Duration::from_secs(90), || {
+        assert!(!log.has("has more than 1000", "unacknowledged keys"), "{}", log.text());
+        // A commit each time.
+        world.db.exec("UPDATE product SET price = price + 1 WHERE id = 5");
+        std::thread::sleep(Duration::from_millis(100));
+        let phases = world.db.value(phases);
+        if phases == "live live" { Ok(()) } else { Err(phases) }
+    });
+    proxies.calm();
+    in_step_again(&mut world, &index);
+    in_step_again(&mut world, &cache);
+}
+
+#[test]
+fn stored_keys_that_are_tried_again_count_once() {
+    let mut world = World::alone("counted_once");
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "1000");
+    let proxies = Proxies::before(&mut world);
+    products(&mut world, 3000);
+    let sync = world.cache_table("product", "");
+    assert_in_step(&mut world, &sync);
+    proxies.redis.plan(|_| Fault::Reset);
+    proxies.redis.refuse(true);
+    world.db.exec("UPDATE product SET price = 1");
+    let few = |text: String| text.parse::<u64>().expect("a number");
+    eventually("they are stored", Duration::from_secs(30), || {
+        few(world.db.value("SELECT count(*) FROM fanout.pending")) > 1000
+    });
+    let before = few(world.status(&sync, "retried"));
+    eventually("some are tried again", Duration::from_secs(30), || {
+        assert!(few(world.status(&sync, "pending")) <= 3000, "{:?}", world.db.rows("SELECT * FROM fanout.status"));
+        few(world.status(&sync, "retried")) > before + 2000
+    });
+    assert_eq!(world.status(&sync, "pending"), "3000");
+    proxies.calm();
+    in_step_again(&mut world, &sync);
+    assert_eq!(world.status(&sync, "pending"), "0");
 }
 
 #[test]
@@ -155,7 +218,7 @@ fn the_same_keys_again_and_again_take_no_more_room() {
     let cache = world.cache_table("product", "");
     assert_in_step(&mut world, &away);
     assert_in_step(&mut world, &cache);
-    proxies.opensearch.plan(|_| pg_test::proxy::Fault::Reset);
+    proxies.opensearch.plan(|_| Fault::Reset);
     proxies.opensearch.refuse(true);
     let mut session = world.connect();
     let mut number = |sql: &str| world.db.value(sql).parse::<u64>().expect("a number");

@@ -3,11 +3,11 @@
 use crate::proxied::{Proxies, in_step_again};
 use crate::tables::products;
 use pg_test::proxy::Fault;
-use pg_test::{Keyspace, World, assert_in_step, differences, eventually, stack};
+use pg_test::{Keyspace, Setting, World, assert_in_step, differences, eventually, eventually_ok, stack};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What Redis says when it cannot do for now what it can do at other times.
 const PASSING: [&str; 8] = [
@@ -197,4 +197,47 @@ fn a_removal_whose_deletions_are_refused_is_tried_again() {
     });
     assert_eq!(proxies.redis.faults(), 40);
     assert_eq!(Keyspace::open().keys(&world.key_prefix("product")).len(), 0);
+}
+
+/// For longer than three signs of life, while another database waits for the silence of its owner.
+#[test]
+fn a_template_whose_keys_are_removed_slowly_is_not_taken_over() {
+    let mut world = World::alone("slow_removal");
+    let _stale = Setting::set(&mut world, "fanout.owner_stale", "5s");
+    let proxies = Proxies::before(&mut world);
+    world.db.exec("CREATE TABLE thing (id int PRIMARY KEY); INSERT INTO thing SELECT generate_series(1, 80000)");
+    let sync = world.cache_table("thing", "");
+    world.wait(&sync);
+    let key = format!("{}${{id}}", world.key_prefix("thing"));
+    let mut other = world.another();
+    other.exec(&format!(
+        "CREATE TABLE thing (id int PRIMARY KEY); INSERT INTO thing VALUES (1), (2);
+         SELECT fanout.cache_table('thing', server => 'cache', key => '{key}')"
+    ));
+    let state = "SELECT state || ': ' || coalesce(last_error, '') FROM fanout.status";
+    let is_blocked = |state: &str| state.starts_with("blocked: ") && state.contains("another owner");
+    eventually("it is fed by another", Duration::from_secs(30), || is_blocked(&other.value(state)));
+    // 40 pages.
+    proxies.redis.plan(|request| match request.name.as_str() {
+        "SCAN" => Fault::Delay(Duration::from_millis(1200)),
+        _ => Fault::Pass,
+    });
+    world.db.exec(&format!("SELECT fanout.drop_sync('{sync}', drop_target => true)"));
+    let begun = Instant::now();
+    while world.db.value("SELECT count(*) FROM fanout.sync") == "1" {
+        // As of before that look: when all is removed it may be taken.
+        let said = other.value(state);
+        if world.db.value("SELECT count(*) FROM fanout.sync") == "1" {
+            assert!(is_blocked(&said), "after {:?}: {said}", begun.elapsed());
+        }
+        other.exec("SELECT fanout.resume('thing')");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(begun.elapsed() > Duration::from_secs(40), "removed within {:?}", begun.elapsed());
+    // What nobody feeds is free.
+    eventually_ok("it is taken", Duration::from_secs(40), || {
+        other.exec("SELECT fanout.resume('thing')");
+        other.try_exec("SELECT fanout.wait('thing', '20s')").map_err(|refusal| refusal.to_string())
+    });
+    assert_eq!(Keyspace::open().keys(&world.key_prefix("thing")).len(), 2);
 }
