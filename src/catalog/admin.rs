@@ -216,8 +216,8 @@ pub fn not_parked(sync: Sync) -> Sync {
     sync
 }
 
-/// Locks the row of the sync. Whether its target was claimed by now. An ERROR if somebody has altered or dropped the sync since it
-/// was read: what was made of that would take the other back.
+/// Locks the row of the sync, after the tables that it captures. Whether its target was claimed by now. An ERROR if somebody has
+/// altered or dropped the sync, or a relation of it, since it was read: what was made of that would take the other back.
 pub fn lock(sync: &Sync) -> bool {
     let sql = "SELECT claimed IS NOT NULL FROM fanout.sync
                WHERE sync_id = $1 AND name = $2 AND target = $3 AND server = $4 AND options = $5 AND (phase = 'drop') = $6 FOR UPDATE";
@@ -238,7 +238,10 @@ pub fn lock(sync: &Sync) -> bool {
             if found.is_empty() { Ok(None) } else { found.first().get(1) }
         }))
     });
-    claimed.unwrap_or_else(|| {
+    // As of now: what came meanwhile has locked the row, too.
+    let related = |sync: &Sync| sync.relations.iter().map(|relation| relation.id).collect::<Vec<_>>();
+    let is_related = || catalog::find(&sync.name).is_some_and(|now| related(&now) == related(sync));
+    claimed.filter(|_| is_related()).unwrap_or_else(|| {
         failure(
             PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
             format!("sync \"{}\" was altered, or dropped, at the same time", sync.name),

@@ -2,7 +2,7 @@
 
 use crate::capture::image;
 use crate::catalog::acting::{acting_for, privileged};
-use crate::catalog::admin::{not_parked, owned, start_reconcile};
+use crate::catalog::admin::{lock, not_parked, owned, start_reconcile};
 use crate::catalog::declare::one_of;
 use crate::catalog::foreign_keys::{Path, Ways, ways};
 use crate::catalog::regclass::Regclass;
@@ -72,6 +72,8 @@ fn related(
         (Some(columns), keys) => vec![explicit(&sync, &root, &table, columns, keys)],
     };
     table.lock();
+    // Its triggers are given the name that the sync has from here on.
+    lock(&sync);
     for wanted in &wanted {
         declare(&sync, &table, wanted);
     }
@@ -101,6 +103,7 @@ fn drop_related(sync: Option<&str>, source: Option<Regclass>) -> i64 {
             triggers::drop_all(&table, &sync.name, Some(relation.id));
         }
     }
+    lock(&sync);
     let ids: Vec<i32> = relations.iter().map(|relation| relation.id).collect();
     privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<(), pgrx::spi::Error> {

@@ -1,6 +1,7 @@
 //! What happens at the same time, and what an older state must not spoil.
 
 use crate::tables::{more_products, products};
+use crate::targets::{at_the_same_time, is_refused};
 use pg_test::{Engine, Keyspace, World, assert_in_step, on_each_engine};
 use std::time::Duration;
 
@@ -190,4 +191,35 @@ fn a_worker_starts_beside_a_sync_whose_table_is_gone() {
     let sync = world.cache_table("other", "");
     assert_in_step(&mut world, &sync);
     assert_eq!(world.status(&gone, "state"), "blocked");
+}
+
+/// Else a trigger would capture for a name that is no sync's: what is written there would be missed, or the trigger left behind.
+#[test]
+fn of_a_relation_and_what_comes_at_the_same_time_neither_is_undone() {
+    let mut world = World::new("race_related");
+    products(&mut world, 30);
+    world.db.exec(
+        "CREATE TABLE review (id int PRIMARY KEY, product_id bigint REFERENCES product, stars int);
+         INSERT INTO review SELECT i, i, 3 FROM generate_series(1, 30) AS i",
+    );
+    let query = "SELECT p.id, (SELECT sum(stars) FROM review WHERE product_id = p.id) AS stars FROM product p";
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'fanout%'";
+    let make = |world: &mut World| {
+        let sync = world.cache_table("product", &format!(", name => 'product', document => '{query}'"));
+        world.wait(&sync);
+    };
+    let (relate, end) = ("SELECT fanout.related('product', 'review')", "SELECT fanout.drop_sync('product')");
+    let rename = "SELECT fanout.alter_sync('product', name => 'other')";
+    make(&mut world);
+    is_refused(at_the_same_time(&mut world, relate, end));
+    is_refused(at_the_same_time(&mut world, "SELECT fanout.drop_related('product', 'review')", rename));
+    is_refused(at_the_same_time(&mut world, rename, relate));
+    world.db.exec("SELECT fanout.related('other', 'review')");
+    world.db.exec("UPDATE review SET stars = 5 WHERE id = 7");
+    assert_in_step(&mut world, "other");
+    world.db.exec("SELECT fanout.drop_sync('other')");
+    assert_eq!(world.db.value(triggers), "0");
+    make(&mut world);
+    is_refused(at_the_same_time(&mut world, end, relate));
+    assert_eq!(world.db.value(triggers), "0");
 }

@@ -310,7 +310,7 @@ fn who_adopts_all_syncs_leaves_an_old_index_to_whoever_feeds_it() {
 
 /// Runs the second statement in a session of its own while the first is in an open transaction, which it has to wait for; gives
 /// what came of it after the commit.
-fn at_the_same_time(world: &mut World, first: &str, second: &str) -> Result<(), Refusal> {
+pub fn at_the_same_time(world: &mut World, first: &str, second: &str) -> Result<(), Refusal> {
     world.db.exec(&format!("BEGIN; {first}"));
     let (mut other, second) = (world.connect(), second.to_owned());
     let waiting = thread::spawn(move || other.try_exec(&second));
@@ -324,7 +324,7 @@ fn at_the_same_time(world: &mut World, first: &str, second: &str) -> Result<(), 
 }
 
 /// The second of two is refused for what the first has done.
-fn is_refused(outcome: Result<(), Refusal>) {
+pub fn is_refused(outcome: Result<(), Refusal>) {
     let refusal = outcome.expect_err("this should have been refused");
     assert_eq!(refusal.code, "40001", "{refusal}");
     assert!(refusal.message.contains("was altered") && !refusal.hint.is_empty(), "{refusal}");
