@@ -7,7 +7,7 @@ use super::heartbeat::{self, Beat, HEARTBEAT};
 use super::outcome;
 use super::pace::{Hold, Pace};
 use super::reading::at_risk;
-use super::rhythm;
+use super::rhythm::{self, Rate};
 use super::rotation::Rotation;
 use super::runner::Runner;
 use super::scan::{Ids, Scan};
@@ -15,7 +15,7 @@ use super::shape::Shape;
 use super::shared::{self, Database, SyncSlot};
 use super::store;
 use super::strikes::{self, Work};
-use super::transaction::{Class, Failed, flush_wal, transaction};
+use super::transaction::{Class, Failed, flush_wal, flush_what_was_read, transaction};
 use crate::catalog::acting::acting_for;
 use crate::catalog::{self, Kind, Phase, Sync, triggers};
 use crate::document::{Plans, Related, Source, Unreadable};
@@ -151,6 +151,8 @@ pub struct Worker {
     unread: Option<Unread>,
     poll_due: Instant,
     polled_at: Instant,
+    /// Of the payloads that polls find: a transaction mostly writes one.
+    commit_rate: Rate,
     /// Least time between that poll and the next.
     poll_pause: Duration,
     /// Addresses that were pending at a time, at most, since memory was given back.
@@ -192,6 +194,7 @@ impl Worker {
             unread: None,
             poll_due: Instant::now(),
             polled_at: Instant::now(),
+            commit_rate: Rate::default(),
             poll_pause: Duration::ZERO,
             peak: 0,
             poll_failed: false,
@@ -367,7 +370,7 @@ impl Worker {
             let delayed = runner.pending.wake_delayed(now);
             let blocked = if runner.is_active() { runner.not_before } else { None };
             let wanted = runner.wanted.map(|_| runner.wanted_at);
-            let rested = runner.pending.has_queued().then_some(runner.rests_until);
+            let rested = runner.pending.has_queued().then(|| runner.rests_until());
             for at in [delayed, blocked, wanted, rested, runner.scan_at, runner.heirs_at]
                 .into_iter()
                 .flatten()
@@ -473,7 +476,8 @@ impl Worker {
         self.poll_failed = false;
         self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
         let found = !self.payloads.is_empty();
-        self.poll_pause = rhythm::pause(self.payloads.len(), since);
+        self.commit_rate.note(self.payloads.len(), since);
+        self.poll_pause = rhythm::pause(self.commit_rate);
         self.mark_payloads();
         if whole {
             for Runner { pending, scan, .. } in self.runners.values_mut() {
@@ -803,7 +807,7 @@ impl Worker {
                         // Blocks without rows, or rows that are all on their way already.
                         return true;
                     }
-                    flush_wal();
+                    flush_what_was_read();
                     for (kind, slots) in batches {
                         if let Some(runner) = self.runners.get_mut(&id) {
                             runner.batches += 1;

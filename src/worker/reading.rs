@@ -2,7 +2,7 @@
 
 use super::shared::{self, SyncSlot};
 use super::strikes::{self, Work};
-use super::transaction::{Failed, transaction};
+use super::transaction::{Failed, with_one_snapshot};
 use crate::catalog::Sync;
 use crate::catalog::acting::acting_for;
 use crate::settings;
@@ -165,7 +165,7 @@ pub fn read_as_owner<T>(
     let sampled = own_pages();
     ALLOWED.store(sampled.map_or(i64::MAX, |now| now.saturating_add(pages)), Relaxed);
     let result = at_risk(sync.id, work, || {
-        transaction(|| {
+        with_one_snapshot(|| {
             acting_for(sync, || {
                 // SAFETY: a flag of this transaction, reset at its end (StartTransaction); the timeouts' handlers are registered by
                 // InitPostgres and by register(), and transaction() disables them after an error.

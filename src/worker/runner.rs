@@ -4,7 +4,7 @@ use super::batch::{Called, Naming};
 use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
-use super::rhythm;
+use super::rhythm::{self, Rate};
 use super::scan::{Ids, Scan};
 use super::shared::{ScanState, SyncSlot, SyncState};
 use super::strikes::{self, Verdict};
@@ -105,9 +105,10 @@ pub struct Runner {
     pub mean_bytes: usize,
     /// Batches of changes since the last one of a scan.
     pub since_scan: u32,
-    /// When changes were last read for a batch, and until when the target then rests.
+    /// When changes were last read for a batch, how fast they come, and until when the target then rests.
     pub batched_at: Instant,
-    pub rests_until: Instant,
+    change_rate: Rate,
+    rests_until: Instant,
     /// Rows asked for in the last reading of pending addresses; all of a scan's count as many.
     pub last_read: usize,
     /// Addresses whose row alone took longer than fanout.read_timeout, or failed, and how often: read apart, when nothing else is
@@ -183,6 +184,7 @@ impl Runner {
             mean_bytes: 0,
             since_scan: 0,
             batched_at: Instant::now(),
+            change_rate: Rate::default(),
             rests_until: Instant::now(),
             last_read: usize::MAX,
             slow: FxHashMap::default(),
@@ -219,16 +221,29 @@ impl Runner {
         self.naming(source).render(address)
     }
 
-    /// True if the next changes are left to gather for a moment: nobody waits for them, and they fill no batch.
+    /// Until when the next changes are left to gather, unless they fill a batch or somebody waits for them. Where many come, also
+    /// until those before them have arrived.
+    pub fn rests_until(&self) -> Instant {
+        if self.batches > 0 && self.scan.is_none() && self.change_rate.is_high() {
+            self.batched_at + rhythm::ARRIVAL
+        } else {
+            self.rests_until
+        }
+    }
+
+    /// True if the next changes are left to gather for a moment.
     pub fn rests(&self, now: Instant) -> bool {
-        now < self.rests_until && self.waits.is_empty() && self.pending.queued() < settings::batch_documents()
+        now < self.rests_until() && self.waits.is_empty() && self.pending.queued() < settings::batch_documents()
     }
 
     /// Changes were read for a batch.
     pub fn note_batch(&mut self, now: Instant) {
-        if self.sync.kind == Kind::Index {
-            self.rests_until = now + rhythm::pause_of_engine(self.last_read, now - self.batched_at);
-        }
+        self.change_rate.note(self.last_read, now - self.batched_at);
+        self.rests_until = now
+            + match self.sync.kind {
+                Kind::Index => rhythm::pause_of_engine(self.change_rate),
+                Kind::Cache => rhythm::pause_of_redis(self.change_rate),
+            };
         self.batched_at = now;
     }
 

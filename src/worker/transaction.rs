@@ -2,6 +2,7 @@
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::{CaughtError, ErrorReportWithLevel};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// An ERROR that a transaction of the worker ended with.
@@ -59,15 +60,38 @@ fn unpack_sqlstate(code: i32) -> String {
     (0..5).map(|place| char::from(((code >> (6 * place)) & 0x3f) as u8 + b'0')).collect()
 }
 
+thread_local! {
+    /// Where the WAL ended when a snapshot had just been taken, the last one by which rows were read for a target.
+    static READ_UP_TO: Cell<pg_sys::XLogRecPtr> = const { Cell::new(0) };
+}
+
 /// Runs `work` in a transaction of its own and commits it. On an ERROR or a panic the transaction is aborted and the error
 /// given back; a FATAL (SIGTERM) ends the process as ever.
 pub fn transaction<T>(work: impl FnOnce() -> T) -> Result<T, Failed> {
+    run(false, work)
+}
+
+/// As [`transaction`], with one snapshot for all that `work` reads, whatever functions it calls: so it is known at the beginning
+/// which commits it can see, and [`flush_what_was_read`] need not wait for those that come meanwhile.
+pub fn with_one_snapshot<T>(work: impl FnOnce() -> T) -> Result<T, Failed> {
+    run(true, work)
+}
+
+fn run<T>(one_snapshot: bool, work: impl FnOnce() -> T) -> Result<T, Failed> {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the worker is not in a transaction; whatever is raised in here is caught below and aborted.
+        // SAFETY: the worker is not in a transaction; whatever is raised in here is caught below and aborted. The isolation level is
+        // the transaction's, reset with the next one (StartTransaction), and set before there is any snapshot.
         unsafe {
             pg_sys::SetCurrentStatementStartTimestamp();
             pg_sys::StartTransactionCommand();
+            if one_snapshot {
+                pg_sys::XactIsoLevel = pg_sys::XACT_REPEATABLE_READ as i32;
+            }
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            if one_snapshot {
+                // Later than the record of each commit that the snapshot sees.
+                READ_UP_TO.set(pg_sys::GetXLogInsertRecPtr());
+            }
             let result = work();
             if pg_sys::ActiveSnapshotSet() {
                 pg_sys::PopActiveSnapshot();
@@ -111,19 +135,29 @@ pub fn describe(payload: Box<dyn std::any::Any + Send>) -> Failed {
     }
 }
 
-/// Makes all commits that were visible so far durable: what is sent must survive a crash.
+/// Makes all that was written so far durable.
+pub fn flush_wal() {
+    // SAFETY: reads a position of the WAL.
+    flush_up_to(unsafe { pg_sys::GetXLogInsertRecPtr() });
+}
+
+/// Makes all commits durable that were visible to the last reading: what is sent must survive a crash. Beside writers it is rarely
+/// left to do, as theirs are flushed before they are visible.
 ///
 /// With synchronous_commit off a row is visible before its commit record is on disk (RecordTransactionCommit in xact.c).
-pub fn flush_wal() {
-    // SAFETY: reads positions of the WAL and flushes up to one that has been inserted.
+pub fn flush_what_was_read() {
+    flush_up_to(READ_UP_TO.get());
+}
+
+fn flush_up_to(mut inserted: pg_sys::XLogRecPtr) {
+    // At a page boundary the position lies behind the header of a page that does not exist yet, and XLogFlush would
+    // complain; the records end where that page begins. Headers are 24 and, at the start of a file, 40 bytes long.
+    let offset = inserted % u64::from(pg_sys::XLOG_BLCKSZ);
+    if offset == 24 || offset == 40 {
+        inserted -= offset;
+    }
+    // SAFETY: asks for a position of the WAL, and flushes up to one that has been inserted.
     unsafe {
-        let mut inserted = pg_sys::GetXLogInsertRecPtr();
-        // At a page boundary the position lies behind the header of a page that does not exist yet, and XLogFlush would
-        // complain; the records end where that page begins. Headers are 24 and, at the start of a file, 40 bytes long.
-        let offset = inserted % u64::from(pg_sys::XLOG_BLCKSZ);
-        if offset == 24 || offset == 40 {
-            inserted -= offset;
-        }
         if pg_sys::GetFlushRecPtr(std::ptr::null_mut()) < inserted {
             pg_sys::XLogFlush(inserted);
         }

@@ -108,6 +108,34 @@ fn a_key_of_another_type_is_reconciled() {
     assert_in_step(&mut world, &sync);
 }
 
+/// WAL is flushed only up to the snapshot by which a document was read, so nothing in it may be younger: not even what the code
+/// of a type reads by itself, long after the row.
+#[test]
+fn a_document_is_of_one_moment() {
+    let mut world = World::new("one_moment");
+    world.db.exec(
+        "CREATE TABLE aside (n int); INSERT INTO aside VALUES (1);
+         CREATE TYPE pace AS ENUM ('quick', 'slow');
+         CREATE FUNCTION pace_json(p pace) RETURNS json LANGUAGE plpgsql AS $$
+         BEGIN
+             IF p = 'slow' THEN PERFORM pg_sleep(2); END IF;
+             RETURN (SELECT to_json(n) FROM public.aside);
+         END $$;
+         CREATE CAST (pace AS json) WITH FUNCTION pace_json(pace);
+         CREATE TABLE part (id int PRIMARY KEY, p pace); INSERT INTO part VALUES (1, 'quick')",
+    );
+    let sync = world.cache_table("part", "");
+    world.wait(&sync);
+    world.db.exec("UPDATE part SET p = 'slow'");
+    let reading = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_fanout worker' AND wait_event = 'PgSleep' \
+                   AND datname = current_database()";
+    pg_test::eventually("it is being read", Duration::from_secs(10), || world.db.value(reading) == "1");
+    world.db.exec("UPDATE aside SET n = 2");
+    world.wait(&sync);
+    let key = format!("{}1", world.key_prefix("part"));
+    assert_eq!(Keyspace::open().get(&key).as_deref(), Some("{\"id\":1,\"p\":1}"));
+}
+
 #[test]
 fn a_flushed_redis_is_filled_again() {
     let mut world = World::new("flushed");
