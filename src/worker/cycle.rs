@@ -52,7 +52,7 @@ const CHANGES_FIRST: u32 = 3;
 /// When triggers are tried again that could not be put on tables that inherit from the source.
 const HEIRS_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long what is left of a large journal waits for memory, at most, before more of it is read.
+/// How long what is left of a large journal waits for memory, at most, before more of it is read; where there are other syncs, in all.
 const HOLD: Duration = Duration::from_secs(10);
 /// It does so as long as the journal has no more than so many segments' blocks.
 const HOLD_SEGMENTS: u32 = 4;
@@ -411,16 +411,23 @@ impl Worker {
     }
 
     /// True while what is left of the journal stays there until there is room for it, which costs less than to move it to the
-    /// table. Only where there is one sync, which gets on: another would wait for its changes, and a target that is away for long
-    /// is to hold back keys, not the journal. For some time each, so that also a slow one does not.
+    /// table. Only where the syncs that lack room get on: a target that is away for long is to hold back keys, not the journal. For
+    /// some time each, so that also a slow one does not; and for the same time in all where other syncs may have changes in there,
+    /// unless somebody waits for these.
     fn holds(&self, now: Instant) -> bool {
-        let mut served = self.runners.values().filter(|runner| !runner.is_parked());
-        let (Some(runner), None) = (served.next(), served.next()) else { return false };
-        self.unread.as_ref().is_some_and(|unread| unread.blocks <= HOLD_SEGMENTS * settings::segment_blocks())
-            && self.polled_at.elapsed() < HOLD
-            && runner.pending.len() > settings::pending_keys() / 2
-            && runner.may_try(now)
-            && matches!(runner.target, super::runner::Target::Ready)
+        let Some(unread) = &self.unread else { return false };
+        let room = settings::pending_keys() / 2;
+        let served = self.runners.values().filter(|runner| !runner.is_parked());
+        let (full, others): (Vec<_>, Vec<_>) = served.partition(|runner| runner.pending.len() > room);
+        let held = match (full.len(), others.len()) {
+            (0, _) => return false,
+            (1, 0) => self.polled_at.elapsed(),
+            _ => Duration::from_micros(u64::try_from(shared::now() - unread.since).unwrap_or(0)),
+        };
+        held < HOLD
+            && unread.blocks <= HOLD_SEGMENTS * settings::segment_blocks()
+            && full.iter().all(|runner| runner.may_try(now) && matches!(runner.target, super::runner::Target::Ready))
+            && others.iter().all(|runner| runner.slot.wanted() <= runner.wait_seen)
             && !self.database.is_asked()
             // The next worker would read it from the start.
             && !shared::is_one_waiting_for_a_slot()
@@ -440,6 +447,10 @@ impl Worker {
             return false;
         }
         self.polled_at = Instant::now();
+        if self.unread.is_some() {
+            // What comes next may be nearly as much again.
+            self.spill_above(settings::pending_keys() / 2);
+        }
         let wanted: Vec<(i32, u64)> = self
             .runners
             .iter()
@@ -576,14 +587,19 @@ impl Worker {
         }
     }
 
+    /// Moves the addresses of each sync that has more than so many in memory to the table.
+    fn spill_above(&mut self, bound: usize) {
+        for runner in self.runners.values_mut().filter(|runner| runner.pending.len() > bound) {
+            spill(runner);
+        }
+    }
+
     /// Moves what is too much for memory to the table, and drops what is too much for that.
     fn bound_backlogs(&mut self) {
         self.peak = self.peak.max(self.runners.values().map(|runner| runner.pending.len()).sum());
-        let (in_memory, in_all) = (settings::pending_keys(), settings::backlog_keys());
+        self.spill_above(settings::pending_keys());
+        let in_all = settings::backlog_keys();
         for runner in self.runners.values_mut() {
-            if runner.pending.len() > in_memory {
-                spill(runner);
-            }
             // Rows that a scan has just read are no backlog: it would begin anew for them, and read as many again.
             let scanned = runner.scan.as_ref().map_or(0, Scan::outstanding);
             let backlog = runner.backlog().saturating_sub(scanned);

@@ -38,6 +38,10 @@ const PINNED: &[(&CStr, &CStr)] = &[
     (c"enable_mergejoin", c"off"),
 ];
 
+/// Blocks of memory from this size on are given back when they are freed, and grow without being copied. Batches are smaller.
+#[cfg(target_env = "gnu")]
+const LARGE_BLOCK: i32 = 2 << 20;
+
 thread_local! {
     static CATALOG_CHANGED: Cell<bool> = const { Cell::new(false) };
     static SOURCES_CHANGED: Cell<bool> = const { Cell::new(false) };
@@ -283,6 +287,10 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
     // SAFETY: the usual start of a background worker. SIGTERM is served by Postgres' own handler, so that a statement or a
     // wait for a lock ends at once: nothing is lost by that, what is not acknowledged is delivered again.
     unsafe {
+        // By default the allocator raises this to the size of the largest block that was ever freed, and keeps what is below:
+        // a second backlog would grow by being copied, and take half as much again as the first.
+        #[cfg(target_env = "gnu")]
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BLOCK);
         signals::pqsignal(libc::SIGTERM, Some(signals::die));
         signals::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
         signals::pqsignal(libc::SIGQUIT, Some(quit));

@@ -150,6 +150,34 @@ fn stored_keys_that_are_tried_again_count_once() {
     assert_eq!(world.status(&sync, "pending"), "0");
 }
 
+/// So it does beside syncs that nobody waits for.
+#[test]
+fn more_keys_than_memory_holds_wait_in_the_journal_beside_another_sync() {
+    let mut world = World::alone("wait_beside");
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "200000");
+    products(&mut world, 10);
+    world.db.exec(
+        "CREATE TABLE tick (id bigint PRIMARY KEY, n int) WITH (fillfactor = 50);
+         INSERT INTO tick SELECT i, 0 FROM generate_series(1, 300000) AS i",
+    );
+    let other = world.cache_table("product", "");
+    let sync = world.cache_table("tick", "");
+    assert_in_step(&mut world, &sync);
+    assert_in_step(&mut world, &other);
+    let pending = "SELECT count(*) FROM fanout.pending";
+    world.db.exec("UPDATE tick SET n = 1");
+    let mut stored = 0;
+    while world.try_wait(&sync, "100ms").is_err() {
+        stored = stored.max(world.db.value(pending).parse::<u64>().expect("a number"));
+    }
+    assert_eq!(stored, 0);
+    assert_in_step(&mut world, &sync);
+    // Nor is a change of the other left there.
+    world.db.exec("UPDATE tick SET n = 2; UPDATE product SET price = 17");
+    assert_in_step(&mut world, &other);
+    assert_in_step(&mut world, &sync);
+}
+
 #[test]
 fn an_old_transaction_holds_up_neither_others_nor_the_journal() {
     let mut world = World::alone("old_transaction");
