@@ -162,7 +162,8 @@ pub fn store<'a>(sync: i32, mut addresses: impl Iterator<Item = &'a [u8]>) {
         SELECT $1, fanout.place(a), nullif(a, fanout.place(a)) FROM pg_catalog.unnest($2) AS a \
         WHERE EXISTS (SELECT FROM fanout.sync WHERE sync_id = $1) ON CONFLICT DO NOTHING";
     loop {
-        let slice: Vec<&[u8]> = addresses.by_ref().take(10_000).collect();
+        // A statement takes several hundred bytes for each of them.
+        let slice: Vec<&[u8]> = addresses.by_ref().take(1000).collect();
         if slice.is_empty() {
             return;
         }
