@@ -440,7 +440,8 @@ fn searches_keep_what_the_engine_says() {
         engine.refresh(&index.alias).unwrap();
         let body = json!({"query": {"match": {"title": "shoe"}}, "highlight": {"fields": {"title": {}}}, "size": 5,
             "track_total_hits": true, "aggs": {"most": {"max": {"field": "n"}}}});
-        let response = engine.search(Some(&index.alias), body.to_string().as_bytes(), None).unwrap();
+        let reply = engine.search(Some(&index.alias), body.to_string().as_bytes(), None).unwrap();
+        let response = reply.read().unwrap();
         assert_eq!(response.total, Some((30, TotalRelation::Equal)));
         assert_eq!((response.hits.len(), response.shards_total, response.shards_failed), (5, 2, 0));
         assert!(response.hits[0].score.unwrap() > 0.0);
@@ -463,11 +464,12 @@ fn searches_keep_what_the_engine_says() {
         let mut body =
             json!({"size": 7, "pit": {"id": pit, "keep_alive": "60s"}, "sort": [{"n": "asc"}, "_shard_doc"]});
         loop {
-            let page = engine.search(None, body.to_string().as_bytes(), None).unwrap();
+            let reply = engine.search(None, body.to_string().as_bytes(), None).unwrap();
+            let page = reply.read().unwrap();
             let Some(last) = page.hits.last() else { break };
             body["search_after"] = serde_json::from_str(last.sort.as_ref().unwrap().get()).unwrap();
             body["pit"]["id"] = page.pit_id.clone().unwrap().into();
-            seen.extend(page.hits.into_iter().map(|hit| hit.id));
+            seen.extend(page.hits.into_iter().map(|hit| hit.id.into_owned()));
         }
         assert_eq!(seen.len(), 30);
         let pit = body["pit"]["id"].as_str().unwrap();

@@ -8,6 +8,7 @@ pub mod declare;
 pub mod document;
 pub mod enqueue;
 mod foreign_keys;
+pub mod kept;
 pub mod key;
 pub mod key_values;
 pub mod mapping;

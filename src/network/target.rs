@@ -1,5 +1,8 @@
 //! From a foreign server's name to what a request needs, with the caller's rights and the caller's user mapping.
 
+use std::rc::Rc;
+use std::sync::Once;
+
 use delivery::config::{EngineConfig, RedisConfig, ServerConfig};
 use delivery::engine::Engine;
 use delivery::keyspace::RedisTarget;
@@ -10,6 +13,7 @@ use super::clients::ClientKey;
 use super::helper::Caches;
 use super::{Asked, raise};
 use crate::catalog::declare::require_utf8;
+use crate::catalog::kept::Kept;
 use crate::error::{Failure, failure};
 
 /// A search engine that the caller may use.
@@ -32,19 +36,47 @@ pub struct CacheTarget {
     pub config: RedisConfig,
 }
 
-fn resolve(server: &str) -> (ClientKey, ServerConfig) {
-    require_utf8("ask a target");
-    // SAFETY: reads the identity that this statement runs under.
-    let user = unsafe { pg_sys::GetUserId() };
-    resolve_as(server, user).unwrap_or_else(|failure| failure.raise())
+/// What was read of a server for a role.
+struct Resolved {
+    server: pg_sys::Oid,
+    key: ClientKey,
+    config: ServerConfig,
 }
 
-fn resolve_as(server: &str, user: pg_sys::Oid) -> Result<(ClientKey, ServerConfig), Failure> {
-    let config = crate::server::config(server, user)?;
-    let name = std::ffi::CString::new(server).unwrap_or_default();
-    // SAFETY: a catalog look-up by a NUL-terminated name; InvalidOid for what is missing.
-    let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
-    Ok((ClientKey { server: oid.to_u32(), user: user.to_u32() }, config))
+thread_local! {
+    /// By the server's name and the role. What the role may is asked for anew each time.
+    static RESOLVED: Kept<(String, u32), Resolved> = Kept::default();
+}
+
+fn resolve(server: &str) -> Rc<Resolved> {
+    require_utf8("ask a target");
+    static REGISTERED: Once = Once::new();
+    // SAFETY: called once a backend on its main thread, with a function that lives as long as the process.
+    REGISTERED.call_once(|| unsafe {
+        use pg_sys::SysCacheIdentifier::{FOREIGNDATAWRAPPEROID, FOREIGNSERVEROID, USERMAPPINGOID};
+        for cache in [FOREIGNDATAWRAPPEROID, FOREIGNSERVEROID, USERMAPPINGOID] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(server_changed), pg_sys::Datum::from(0_usize));
+        }
+    });
+    // SAFETY: reads the identity that this statement runs under.
+    let user = unsafe { pg_sys::GetUserId() };
+    let read = |(server, _): &(String, u32)| resolve_as(server, user).map(|resolved| (resolved, true));
+    let resolved = RESOLVED.with(|kept| kept.get((server.to_owned(), user.to_u32()), read));
+    resolved
+        .and_then(|resolved| crate::server::may_use(resolved.server, server, user).map(|()| resolved))
+        .unwrap_or_else(|failure| failure.raise())
+}
+
+/// Postgres calls it when a server, a user mapping or a wrapper changed, those of this transaction too.
+#[pg_guard]
+unsafe extern "C-unwind" fn server_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    // Gone at the end of the process.
+    let _ = RESOLVED.try_with(Kept::invalidate);
+}
+
+fn resolve_as(server: &str, user: pg_sys::Oid) -> Result<Resolved, Failure> {
+    let (oid, config) = crate::server::config(server, user)?;
+    Ok(Resolved { server: oid, key: ClientKey { server: oid.to_u32(), user: user.to_u32() }, config })
 }
 
 /// A target as the worker reaches it: with the rights and the user mapping of the sync's owner.
@@ -57,7 +89,7 @@ pub enum OwnersTarget {
 
 /// The target behind a server for a sync's owner. Whether the caller may act for that role is for the caller to check.
 pub fn owners_target(server: &str, owner: pg_sys::Oid) -> Result<OwnersTarget, Failure> {
-    let (key, config) = resolve_as(server, owner)?;
+    let Resolved { key, config, .. } = resolve_as(server, owner)?;
     let server = server.to_owned();
     Ok(match config {
         ServerConfig::Engine(config) => OwnersTarget::Engine(EngineTarget { server, key, config }),
@@ -74,16 +106,22 @@ impl EngineTarget {
 
 /// The search engine behind a foreign server, or an ERROR.
 pub fn engine_target(server: &str) -> EngineTarget {
-    match resolve(server) {
-        (key, ServerConfig::Engine(config)) => EngineTarget { server: server.to_owned(), key, config },
+    let resolved = resolve(server);
+    match &resolved.config {
+        ServerConfig::Engine(config) => {
+            EngineTarget { server: server.to_owned(), key: resolved.key, config: config.clone() }
+        }
         _ => wrong_kind(server, "a search engine", "fanout_elasticsearch"),
     }
 }
 
 /// The Redis behind a foreign server, or an ERROR.
 pub fn cache_target(server: &str) -> CacheTarget {
-    match resolve(server) {
-        (key, ServerConfig::Redis(config)) => CacheTarget { server: server.to_owned(), key, config },
+    let resolved = resolve(server);
+    match &resolved.config {
+        ServerConfig::Redis(config) => {
+            CacheTarget { server: server.to_owned(), key: resolved.key, config: config.clone() }
+        }
         _ => wrong_kind(server, "a Redis", "fanout_redis"),
     }
 }

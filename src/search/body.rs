@@ -319,7 +319,8 @@ fn order(sort: Option<&str>, unique: &[(String, String)]) -> Result<String, Refu
         _ => false,
     };
     for (field, kind) in unique {
-        if elements.iter().any(|element| sorts_by(element, field)) {
+        // What is sorted by without being asked to is no field.
+        if sort.is_some() && elements.iter().any(|element| sorts_by(element, field)) {
             continue;
         }
         let field = quoted(field);

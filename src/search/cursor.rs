@@ -2,17 +2,33 @@
 
 use serde_json::value::RawValue;
 
-/// Makes the cursor of a row from its sort values (a JSON array) and the order that they belong to.
-pub fn encode(order: &str, values: &str) -> String {
-    let plain = format!("{:08x}{values}", fingerprint(order));
-    let mut text = String::with_capacity(plain.len() * 4 / 3 + 3);
-    for chunk in plain.as_bytes().chunks(3) {
-        let word = chunk.iter().enumerate().fold(0_u32, |word, (at, byte)| word | u32::from(*byte) << (16 - 8 * at));
-        for at in 0..=chunk.len() {
-            text.push(char::from(ALPHABET[(word >> (18 - 6 * at)) as usize & 63]));
-        }
+/// Makes the cursors of the rows that a search gives, each from its sort values (a JSON array).
+pub struct Encoder {
+    mark: String,
+}
+
+impl Encoder {
+    /// For rows in this order.
+    pub fn new(order: &str) -> Encoder {
+        Encoder { mark: format!("{:08x}", fingerprint(order)) }
     }
-    text
+
+    /// The cursor of a row.
+    pub fn encode(&self, values: &str) -> String {
+        let plain = [self.mark.as_bytes(), values.as_bytes()].concat();
+        let mut text = vec![0; 4 * plain.len().div_ceil(3)];
+        for (chunk, letters) in plain.chunks(3).zip(text.chunks_exact_mut(4)) {
+            let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
+            let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+            for (at, letter) in letters.iter_mut().enumerate() {
+                *letter = ALPHABET[(word >> (18 - 6 * at)) as usize & 63];
+            }
+        }
+        // Of the last bytes only as many letters as they fill.
+        text.truncate((4 * plain.len()).div_ceil(3));
+        // All of it is of ALPHABET.
+        String::from_utf8(text).unwrap_or_default()
+    }
 }
 
 /// The sort values in a cursor, as a JSON array; the error says what is wrong.
@@ -49,6 +65,10 @@ fn fingerprint(order: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn encode(order: &str, values: &str) -> String {
+        Encoder::new(order).encode(values)
+    }
 
     #[test]
     fn what_is_encoded_is_decoded() {

@@ -35,13 +35,13 @@ pub enum Jsonb {
 
 impl Jsonb {
     /// Of what an engine sent. True if something had to be replaced that no jsonb can hold.
-    pub fn of(json: Box<RawValue>) -> (Self, bool) {
-        if let Some(bytes) = jsonb::encode(&json, &mut numeric) {
+    pub fn of(json: &RawValue) -> (Self, bool) {
+        if let Some(bytes) = jsonb::encode(json, &mut numeric) {
             return (Self::Encoded(bytes), false);
         }
         match jsonb::tamed(json.get()) {
             Some(text) => (Self::Text(text), true),
-            None => (Self::Text(Box::<str>::from(json).into_string()), false),
+            None => (Self::Text(json.get().to_owned()), false),
         }
     }
 }

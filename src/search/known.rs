@@ -1,8 +1,6 @@
-//! What a search must know of a sync, kept by the backend until anything about a table changes: reading it anew costs as
-//! much as a quarter of a fast search.
+//! What a search must know of a sync, kept until anything about a table changes.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Once;
 
@@ -10,6 +8,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::body::Scope;
+use crate::catalog::kept::Kept;
 use crate::catalog::{self, Sync, mapping};
 
 /// A sync, and what its index' mapping says.
@@ -17,22 +16,15 @@ pub struct Known {
     pub sync: Sync,
     /// What is searched: the sync itself, unless its target is another that is not filled yet.
     pub serving: Sync,
-    pub scope: Scope,
+    pub scope: Rc<Scope>,
 }
-
-/// More than this in one backend: begin anew.
-const MAX_KNOWN: usize = 256;
 
 /// Types whose values are equal in the index only if they are equal in the table. Not `date`, `double` and the like, which
 /// round, nor `ip`, which leaves out what is a network.
 const EXACT_TYPES: [&str; 7] = ["boolean", "byte", "integer", "keyword", "long", "short", "unsigned_long"];
 
 thread_local! {
-    static KNOWN: RefCell<HashMap<String, Rc<Known>>> = RefCell::new(HashMap::new());
-    /// Grows with every invalidation: what was read before is then no longer believed.
-    static INVALIDATIONS: Cell<u64> = const { Cell::new(0) };
-    /// The count at which `KNOWN` was begun.
-    static BEGUN_AT: Cell<u64> = const { Cell::new(0) };
+    static KNOWN: Kept<String, Known> = Kept::default();
 }
 
 /// The sync of that name, or an ERROR.
@@ -45,34 +37,18 @@ pub fn sync(name: &str) -> Rc<Known> {
     // What others have committed by now counts, as it would if the catalog were read.
     // SAFETY: within a transaction, on the main thread.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    let now = INVALIDATIONS.get();
-    if BEGUN_AT.replace(now) != now {
-        KNOWN.with_borrow_mut(HashMap::clear);
-    }
-    if let Some(known) = KNOWN.with_borrow(|known| known.get(name).cloned()) {
-        return known;
-    }
-    let (known, as_of_now) = read(name);
-    // Reading may itself have taken in an invalidation: then this is good for now, but not for later.
-    if as_of_now && INVALIDATIONS.get() == now {
-        KNOWN.with_borrow_mut(|all| {
-            if all.len() >= MAX_KNOWN {
-                all.clear();
-            }
-            all.insert(name.to_owned(), Rc::clone(&known));
-        });
-    }
+    let Ok(known) = KNOWN.with(|kept| kept.get(name.to_owned(), |name| Ok::<_, Infallible>(read(name))));
     known
 }
 
 /// Reads the catalog as of now: the statement's snapshot may be older than the invalidation that was just taken in, and a search
 /// goes where the index is by now. False: it is, or may be, as of that snapshot.
-fn read(name: &str) -> (Rc<Known>, bool) {
+fn read(name: &str) -> (Known, bool) {
     let read = || {
         let sync = catalog::get(name);
         let serving = catalog::serving(&sync);
         // Fields are those of the index that is searched.
-        Rc::new(Known { scope: scope(&serving), serving, sync })
+        Known { scope: Rc::new(scope(&serving)), serving, sync }
     };
     // SAFETY: reads variables of the backend; the snapshot that is pushed is popped, and an ERROR in between takes it along.
     unsafe {
@@ -90,10 +66,11 @@ fn read(name: &str) -> (Rc<Known>, bool) {
     }
 }
 
-/// Postgres calls it for every relation that changed, those of this transaction too. Only counts: it may come at any time.
+/// Postgres calls it for every relation that changed, those of this transaction too.
 #[pg_guard]
 unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, _relation: pg_sys::Oid) {
-    INVALIDATIONS.set(INVALIDATIONS.get().wrapping_add(1));
+    // Gone at the end of the process.
+    let _ = KNOWN.try_with(Kept::invalidate);
 }
 
 fn scope(sync: &Sync) -> Scope {

@@ -13,7 +13,7 @@ mod rows;
 mod scope;
 mod visitor;
 
-use delivery::engine::{Hit, SearchResponse, TotalRelation};
+use delivery::engine::{Hit, SearchReply, SearchResponse, TotalRelation};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -131,7 +131,7 @@ fn es_count(
     let place = place_of(&known);
     let arguments = gather(query, dsl, filter, fields, 0, None, None, None, None, None, options);
     let search = body::compose_count(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
-    send(&place, search).total.map_or(0, |(total, _)| total as i64)
+    read(&place, &send(&place, search)).total.map_or(0, |(total, _)| total as i64)
 }
 
 /// A caller's arguments, JSON as text.
@@ -168,8 +168,9 @@ fn gather(
 
 fn hits(place: &Place, arguments: &Arguments) -> Hits {
     let search = body::compose(arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
-    let order = search.order.clone();
-    let SearchResponse { hits, total, .. } = send(place, search);
+    let cursors = (!search.order.is_empty()).then(|| cursor::Encoder::new(&search.order));
+    let reply = send(place, search);
+    let SearchResponse { hits, total, .. } = read(place, &reply);
     let count = total.map(|(count, _)| count as i64);
     let exact = total.map(|(_, relation)| relation == TotalRelation::Equal);
     let mut tamed = 0;
@@ -183,8 +184,9 @@ fn hits(place: &Place, arguments: &Arguments) -> Hits {
                 altered |= tamed;
                 jsonb
             };
-            let cursor = sort.as_ref().filter(|_| !order.is_empty()).map(|values| cursor::encode(&order, values.get()));
-            let row = (rank, score, id, source.map(&mut jsonb), highlight.map(&mut jsonb), sort.map(&mut jsonb));
+            let cursor = cursors.as_ref().zip(sort).map(|(cursors, values)| cursors.encode(values.get()));
+            let row =
+                (rank, score, id.into_owned(), source.map(&mut jsonb), highlight.map(&mut jsonb), sort.map(&mut jsonb));
             tamed += u32::from(altered);
             (row.0, row.1, row.2, row.3, row.4, row.5, count, exact, cursor)
         })
@@ -198,8 +200,18 @@ fn hits(place: &Place, arguments: &Arguments) -> Hits {
     TableIterator::new(rows)
 }
 
+/// What a reply says, or an ERROR.
+fn read<'a>(place: &Place, reply: &'a SearchReply) -> SearchResponse<'a> {
+    let response = reply.read().and_then(|response| match response.shards_total {
+        // No shard was asked: a pattern that matches nothing.
+        0 => Err(delivery::Error::new(delivery::ErrorKind::NotFound, "no index of that name was found")),
+        _ => Ok(response),
+    });
+    response.unwrap_or_else(|error| raise(place, &error))
+}
+
 /// Runs a search and raises its failure. A visitor's text that turns out too much for the engine is tried with half of it.
-fn send(place: &Place, mut search: Search) -> SearchResponse {
+fn send(place: &Place, mut search: Search) -> SearchReply {
     // A cancelled statement can't reach into a request that is under way: the engine and the thread learn beforehand when
     // to give up by themselves. Later than the statement, which is to end with its own error.
     // SAFETY: a setting, read on the main thread.
@@ -217,17 +229,15 @@ fn send(place: &Place, mut search: Search) -> SearchResponse {
                 Err(error) if search.has_text() && halvings < visitor::MAX_HALVINGS && too_many_clauses(&error) => {
                     halvings += 1;
                 }
-                // No shard was asked: a pattern that matches nothing.
-                Ok(response) if response.shards_total == 0 => {
-                    return Err(delivery::Error::new(delivery::ErrorKind::NotFound, "no index of that name was found"));
-                }
                 outcome => return outcome,
             }
         }
     });
-    outcome.unwrap_or_else(|error| {
-        network::raise(&Asked { server: &place.target.server, index: Some(&place.index) }, &error)
-    })
+    outcome.unwrap_or_else(|error| raise(place, &error))
+}
+
+fn raise(place: &Place, error: &delivery::Error) -> ! {
+    network::raise(&Asked { server: &place.target.server, index: Some(&place.index) }, error)
 }
 
 fn too_many_clauses(error: &delivery::Error) -> bool {

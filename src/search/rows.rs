@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::json::JsonText;
 use super::scope::{place_of, sync_named};
-use super::{body, gather, refuse, send};
+use super::{body, gather, read, refuse, send};
 use crate::catalog::Sync;
 use crate::error::{failure, not_null};
 
@@ -52,8 +52,8 @@ fn es_rows(
     arguments.source_fields = sync.key_columns.iter().map(|column| field_of(sync, column).to_owned()).collect();
     let place = place_of(&known);
     let search = body::compose(&arguments, &place.scope).unwrap_or_else(|refusal| refuse(refusal));
-    let response = send(&place, search);
-    let rows = fetch(sync, &table, &response.hits);
+    let reply = send(&place, search);
+    let rows = fetch(sync, &table, &read(&place, &reply).hits);
     SetOfIterator::new(rows.into_iter().filter_map(move |row| {
         // SAFETY: a non-null datum of the type that it is said to be of.
         unsafe { AnyElement::from_polymorphic_datum(row, false, wanted) }

@@ -18,7 +18,7 @@ pub struct Place {
     /// The index' name there.
     pub index: String,
     /// What is known of it.
-    pub scope: Scope,
+    pub scope: Rc<Scope>,
 }
 
 /// The sync named by the argument `index`, whose source the caller may read.
@@ -74,7 +74,7 @@ pub fn refuse_row_security(sync: &Sync) {
 /// The index that serves for a sync.
 pub fn place_of(known: &Known) -> Place {
     let serving = &known.serving;
-    Place { target: engine_target(&serving.server), index: serving.target.clone(), scope: known.scope.clone() }
+    Place { target: engine_target(&serving.server), index: serving.target.clone(), scope: Rc::clone(&known.scope) }
 }
 
 /// An index that no sync needs to feed.
@@ -91,5 +91,5 @@ pub fn place_named(server: Option<&str>, index: Option<&str>) -> Place {
         .hint("It begins with no underscore and has no slash, as 'product' or 'log-*'.")
         .raise();
     }
-    Place { target, index: index.to_owned(), scope: Scope::default() }
+    Place { target, index: index.to_owned(), scope: Rc::default() }
 }

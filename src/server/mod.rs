@@ -34,7 +34,6 @@ impl ServerKind {
 
 struct Server {
     oid: pg_sys::Oid,
-    name: String,
     kind: ServerKind,
     options: Options,
 }
@@ -70,7 +69,7 @@ fn server(name: &str) -> Result<Server, Failure> {
         .detail(format!("Its foreign data wrapper is \"{wrapper}\"."))
         .hint("Use a server of fanout_elasticsearch or fanout_redis.")
     })?;
-    Ok(Server { oid, name: name.to_owned(), kind, options })
+    Ok(Server { oid, kind, options })
 }
 
 /// Fails unless the server is of the kind that `purpose` (such as "an index") needs.
@@ -86,20 +85,21 @@ pub fn expect_kind(server_name: &str, kind: ServerKind, purpose: &str) -> Result
 
 /// Fails unless `user` has USAGE on the server.
 pub fn check_usage(server_name: &str, user: pg_sys::Oid) -> Result<(), Failure> {
-    may_use(&server(server_name)?, user)
+    may_use(server(server_name)?.oid, server_name, user)
 }
 
-fn may_use(server: &Server, user: pg_sys::Oid) -> Result<(), Failure> {
-    if role_exists(user) && has_usage(server.oid, user) {
+/// As [`check_usage`], of a server whose OID is known.
+pub fn may_use(server: pg_sys::Oid, server_name: &str, user: pg_sys::Oid) -> Result<(), Failure> {
+    if role_exists(user) && has_usage(server, user) {
         return Ok(());
     }
     let role = role_name(user);
     Err(failure(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("permission denied for foreign server {}", server.name),
+        format!("permission denied for foreign server {server_name}"),
     )
     .detail(format!("Role \"{role}\" has no USAGE on it."))
-    .hint(format!("GRANT USAGE ON FOREIGN SERVER {} TO {};", quoted(&server.name), quoted(&role))))
+    .hint(format!("GRANT USAGE ON FOREIGN SERVER {} TO {};", quoted(server_name), quoted(&role))))
 }
 
 fn role_exists(role: pg_sys::Oid) -> bool {
@@ -151,10 +151,10 @@ pub fn senders(server_name: &str) -> Result<Option<usize>, Failure> {
 }
 
 /// What `delivery` needs to talk to the server as `user`: the server's options, and the credentials of the user's
-/// mapping, else of PUBLIC's, else none. `user` needs USAGE on the server.
-pub fn config(server_name: &str, user: pg_sys::Oid) -> Result<ServerConfig, Failure> {
+/// mapping, else of PUBLIC's, else none; and the server's OID. `user` needs USAGE on the server.
+pub fn config(server_name: &str, user: pg_sys::Oid) -> Result<(pg_sys::Oid, ServerConfig), Failure> {
     let server = server(server_name)?;
-    may_use(&server, user)?;
+    may_use(server.oid, server_name, user)?;
     let mapping = user_mapping(server.oid, user);
     options::check(server.kind, Place::UserMapping, &mapping)?;
     let given = options::credentials(&mapping)?;
@@ -174,14 +174,14 @@ pub fn config(server_name: &str, user: pg_sys::Oid) -> Result<ServerConfig, Fail
                 (_, _, _, Some(token)) => Auth::Bearer(Secret::from(token)),
                 _ => Auth::None,
             };
-            Ok(ServerConfig::Engine(config))
+            Ok((server.oid, ServerConfig::Engine(config)))
         }
         ServerKind::Redis => {
             let mut config = options::redis_config(&server.options)?;
             present(&mut config.tls);
             config.username = given.username.map(str::to_owned);
             config.password = given.password.map(Secret::from);
-            Ok(ServerConfig::Redis(config))
+            Ok((server.oid, ServerConfig::Redis(config)))
         }
     }
 }

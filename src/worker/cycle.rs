@@ -684,7 +684,10 @@ impl Worker {
         }
         let read = transaction(|| {
             let threads = server::senders(&name).ok().flatten();
-            (server::config(&name, owner).map_err(|failure| failure.message().to_owned()), threads)
+            (
+                server::config(&name, owner).map(|(_, config)| config).map_err(|failure| failure.message().to_owned()),
+                threads,
+            )
         });
         let (config, threads) = match read {
             Ok((Ok(config), threads)) => (config, threads),

@@ -11,6 +11,7 @@ mod periods;
 mod report;
 mod search;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -111,25 +112,35 @@ pub enum TotalRelation {
 }
 
 /// A hit.
-#[derive(Debug, Clone)]
-pub struct Hit {
+#[derive(Debug, Clone, Deserialize)]
+pub struct Hit<'a> {
     /// The concrete index.
-    pub index: String,
+    #[serde(rename = "_index", borrow, default)]
+    pub index: Cow<'a, str>,
     /// `_id`.
-    pub id: String,
+    #[serde(rename = "_id", borrow, default)]
+    pub id: Cow<'a, str>,
     /// `_score`; `None` when sorted by something else.
+    #[serde(rename = "_score")]
     pub score: Option<f64>,
     /// `_source` as JSON text.
-    pub source: Option<Box<RawValue>>,
+    #[serde(rename = "_source", borrow)]
+    pub source: Option<&'a RawValue>,
     /// `highlight` as JSON text.
-    pub highlight: Option<Box<RawValue>>,
+    #[serde(borrow)]
+    pub highlight: Option<&'a RawValue>,
     /// `sort` as JSON text: the cursor for `search_after`.
-    pub sort: Option<Box<RawValue>>,
+    #[serde(borrow)]
+    pub sort: Option<&'a RawValue>,
 }
 
-/// Answer to a search.
+/// A reply to a search, as it came.
+#[derive(Debug, Clone)]
+pub struct SearchReply(Vec<u8>);
+
+/// What a [`SearchReply`] says.
 #[derive(Debug, Clone, Default)]
-pub struct SearchResponse {
+pub struct SearchResponse<'a> {
     /// Milliseconds that the engine says it took.
     pub took_ms: u64,
     /// The search hit its own time limit: hits are missing.
@@ -141,11 +152,11 @@ pub struct SearchResponse {
     /// How many match, if counted.
     pub total: Option<(u64, TotalRelation)>,
     /// The hits.
-    pub hits: Vec<Hit>,
+    pub hits: Vec<Hit<'a>>,
     /// `aggregations` as JSON text.
-    pub aggregations: Option<Box<RawValue>>,
+    pub aggregations: Option<&'a RawValue>,
     /// The point in time to go on with.
-    pub pit_id: Option<String>,
+    pub pit_id: Option<Cow<'a, str>>,
 }
 
 /// A client. Cheap to clone; threads that use one together take turns.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::http::{JSON, Reply, Request, parsed, refusal, segment};
 use super::index::pattern;
-use super::{Engine, Hit, IdPage, SearchResponse, StoredDocument, TotalRelation};
+use super::{Engine, Hit, IdPage, SearchReply, SearchResponse, StoredDocument, TotalRelation};
 use crate::config::Flavor;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,7 +26,7 @@ const ID_FILTER: &str = "filter_path=_scroll_id,timed_out,_shards.total,_shards.
 const MOST_HITS: usize = 10_000;
 
 #[derive(Deserialize)]
-struct Answer {
+struct Answer<'a> {
     #[serde(default)]
     took: u64,
     #[serde(default)]
@@ -34,10 +34,12 @@ struct Answer {
     // Every answer to a search has it: without it this is something else, and no empty result.
     #[serde(rename = "_shards")]
     shards: Shards,
-    #[serde(default)]
-    hits: Hits,
-    aggregations: Option<Box<RawValue>>,
-    pit_id: Option<String>,
+    #[serde(borrow, default)]
+    hits: Hits<'a>,
+    #[serde(borrow)]
+    aggregations: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pit_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -49,36 +51,32 @@ struct Shards {
 }
 
 #[derive(Deserialize, Default)]
-struct Hits {
-    total: Option<Total>,
-    #[serde(default)]
-    hits: Vec<RawHit>,
+struct Hits<'a> {
+    #[serde(borrow)]
+    total: Option<Total<'a>>,
+    #[serde(borrow, default)]
+    hits: Vec<Hit<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Total {
+struct Total<'a> {
     value: u64,
-    relation: String,
+    #[serde(borrow)]
+    relation: Cow<'a, str>,
 }
 
-#[derive(Deserialize)]
-struct RawHit {
-    #[serde(rename = "_index", default)]
-    index: String,
-    #[serde(rename = "_id", default)]
-    id: String,
-    #[serde(rename = "_score")]
-    score: Option<f64>,
-    #[serde(rename = "_source")]
-    source: Option<Box<RawValue>>,
-    highlight: Option<Box<RawValue>>,
-    sort: Option<Box<RawValue>>,
+impl SearchReply {
+    /// What it says. A failed shard or a time-out within the engine is an error, never a shorter answer.
+    pub fn read(&self) -> Result<SearchResponse<'_>> {
+        search_response(&self.0)
+    }
 }
 
-pub(super) fn search_response(body: &[u8]) -> Result<SearchResponse> {
-    let answer: Answer = serde_json::from_slice(body).map_err(|error| {
-        Error::new(ErrorKind::Protocol, "the search engine's reply is not understood").with_source(error)
-    })?;
+pub(super) fn search_response(body: &[u8]) -> Result<SearchResponse<'_>> {
+    let not_understood = || Error::new(ErrorKind::Protocol, "the search engine's reply is not understood");
+    // In one go, which takes less than for each text of it.
+    let body = std::str::from_utf8(body).map_err(|error| not_understood().with_source(error))?;
+    let answer: Answer<'_> = serde_json::from_str(body).map_err(|error| not_understood().with_source(error))?;
     if answer.shards.failed > 0 {
         return Err(Error::new(
             ErrorKind::Incomplete,
@@ -97,19 +95,7 @@ pub(super) fn search_response(body: &[u8]) -> Result<SearchResponse> {
             let relation = if total.relation == "eq" { TotalRelation::Equal } else { TotalRelation::AtLeast };
             (total.value, relation)
         }),
-        hits: answer
-            .hits
-            .hits
-            .into_iter()
-            .map(|hit| Hit {
-                index: hit.index,
-                id: hit.id,
-                score: hit.score,
-                source: hit.source,
-                highlight: hit.highlight,
-                sort: hit.sort,
-            })
-            .collect(),
+        hits: answer.hits.hits,
         aggregations: answer.aggregations,
         pit_id: answer.pit_id,
     })
@@ -162,10 +148,9 @@ pub(super) fn id_page(body: &[u8]) -> Result<IdPage> {
 }
 
 impl Engine {
-    /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A failed shard, a time-out within the
-    /// engine or a missing index is an error, never a shorter answer. `timeout` bounds the request in place of the
-    /// configured one.
-    pub fn search(&self, index: Option<&str>, body: &[u8], timeout: Option<Duration>) -> Result<SearchResponse> {
+    /// Runs a search. `index` is `None` with a point in time. `body` is JSON. A missing index is an error. `timeout` bounds
+    /// the request in place of the configured one.
+    pub fn search(&self, index: Option<&str>, body: &[u8], timeout: Option<Duration>) -> Result<SearchReply> {
         let path = match index {
             Some(index) => format!(
                 "/{}/_search?allow_partial_search_results=false&ignore_unavailable=false&allow_no_indices=false",
@@ -181,7 +166,7 @@ impl Engine {
             body: Bytes::copy_from_slice(body),
             timeout,
         };
-        search_response(&self.http.ask(&request)?.body)
+        Ok(SearchReply(self.http.ask(&request)?.body))
     }
 
     /// A document, as of now (also if no refresh made it visible to searches). `None` if there is none.

@@ -238,6 +238,13 @@ fn what_is_found_is_the_jsonb_that_postgresql_makes(world: &mut World, engine: &
              'long', (SELECT jsonb_agg(CASE k % 3 WHEN 0 THEN to_jsonb(k * 1.5) WHEN 1 THEN to_jsonb(repeat('é', k % 5))
                                        ELSE jsonb_build_object('k', k) END) FROM generate_series(1, n) AS k))
          FROM unnest(ARRAY[1, 2, 31, 32, 33, 64, 65, 200]) AS n;
+         -- Numbers: signs, groups of four digits on both sides of the point, and more digits than are written without numeric_in().
+         INSERT INTO shapes SELECT 500, jsonb_agg((sign || whole || fraction)::numeric)
+         FROM unnest('{"",-}'::text[]) AS sign,
+              unnest(ARRAY['0', '1', '9', '10', '120', '9999', '10000', '100000', '12345678', '100000000', '1' || repeat('0', 31),
+                           repeat('9', 32), repeat('9', 33)]) AS whole,
+              unnest(ARRAY['', '.0', '.00', '.5', '.05', '.0001', '.00001', '.000000000001', '.12345', '.1234567890',
+                           '.' || repeat('0', 31) || '1', '.' || repeat('9', 32), '.' || repeat('9', 33)]) AS fraction;
          -- Long enough to be left to jsonb_in().
          INSERT INTO shapes SELECT 1000, jsonb_build_object('text', repeat('0123456789', 500000))"#,
     );
@@ -250,9 +257,43 @@ fn what_is_found_is_the_jsonb_that_postgresql_makes(world: &mut World, engine: &
     ));
     let wrong = world.db.column(
         "SELECT id FROM shapes LEFT JOIN found USING (id) LEFT JOIN again USING (id)
-         WHERE (source->'doc' = doc AND source = again AND again = source
+         WHERE (source->'doc' = doc AND (source->'doc')::text = doc::text AND source = again AND again = source
                 AND pg_column_size(source) = pg_column_size(again)
                 AND (SELECT count(*) FROM jsonb_each(source)) = 2) IS NOT TRUE",
     );
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// A session keeps what it read of servers and mappings: only until they change.
+#[test]
+fn what_a_server_and_its_mappings_say_counts_from_the_next_call_on() {
+    let mut world = World::new("server_changes");
+    let engine = Engine::opensearch();
+    let sync = catalogue(&mut world, &engine);
+    let mut session = world.connect();
+    let search = format!("SELECT es_count('{sync}')");
+    let get = "SELECT redis_get('cache', 'none')";
+    assert_eq!((session.value(&search), session.value(get)), ("300".to_owned(), "NULL".to_owned()));
+
+    world.db.exec("ALTER SERVER search OPTIONS (SET url 'http://127.0.0.1:1')");
+    assert_eq!(session.refusal(&search).code, "08001");
+    world.db.exec(&format!("ALTER SERVER search OPTIONS (SET url '{}')", engine.url));
+    assert_eq!(session.value(&search), "300");
+
+    // As the transaction itself sees it, and no longer once it is undone.
+    session.exec("BEGIN; ALTER SERVER search OPTIONS (SET url 'http://127.0.0.1:1')");
+    assert_eq!(session.refusal(&search).code, "08001");
+    session.exec("ROLLBACK");
+    assert_eq!(session.value(&search), "300");
+
+    // This Redis has no password: it refuses one.
+    world.db.exec("CREATE USER MAPPING FOR PUBLIC SERVER cache OPTIONS (password 'x')");
+    let refusal = session.refusal(get);
+    assert!(refusal.code.starts_with("28"), "{refusal}");
+    world.db.exec("DROP USER MAPPING FOR PUBLIC SERVER cache");
+    assert_eq!(session.value(get), "NULL");
+
+    world.db.exec("ALTER SERVER cache RENAME TO renamed");
+    assert_eq!(session.refusal(get).code, "42704");
+    assert_eq!(session.value("SELECT redis_get('renamed', 'none')"), "NULL");
 }
