@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn pages_follow_each_other() {
         let first = compose(&arguments(), &scope()).expect("good arguments");
-        let next = Arguments { after: Some(cursor::encode(&first.order, "[1.5,7]")), ..arguments() };
+        let next = Arguments { after: Some(cursor::Encoder::new(&first.order).encode("[1.5,7]")), ..arguments() };
         assert_eq!(body(&next)["search_after"][1], 7);
         let other = Arguments { sort: Some("\"price\"".to_owned()), ..next };
         assert_eq!(refused(&other), "argument \"after\" can't be used");

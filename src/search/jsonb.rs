@@ -147,12 +147,13 @@ fn plain_numeric(number: &str, out: &mut Vec<u8>) -> Option<()> {
         groups[before + at] = value(group) * [1000, 100, 10, 1][group.len() - 1];
     }
     // Without zeros at either end; 0 itself has no digits, no sign and no weight.
-    let mut header = SHORT | (fraction.len() as u16) << SCALE_SHIFT;
+    let mut header = SHORT | ((fraction.len() as u16) << SCALE_SHIFT);
     let mut digits: &[u16] = &[];
     if let Some(first) = groups.iter().position(|group| *group != 0) {
         let last = groups.iter().rposition(|group| *group != 0).unwrap_or(first);
         digits = &groups[first..=last];
-        header |= u16::from(negative) * NEGATIVE | (before as i16 - 1 - first as i16) as u16 & WEIGHT;
+        let weight = before as i16 - 1 - first as i16;
+        header |= (u16::from(negative) * NEGATIVE) | (weight as u16 & WEIGHT);
     }
     let length = (4 + 2 + 2 * digits.len()) as u32;
     // A length word of four bytes (varatt.h).
@@ -439,10 +440,10 @@ mod tests {
             Some(out[4..].chunks(2).map(|word| u16::from_ne_bytes([word[0], word[1]])).collect::<Vec<u16>>())
         };
         assert_eq!(parts("0"), Some(vec![0x8000]));
-        assert_eq!(parts("-0.00"), Some(vec![0x8000 | 2 << 7]));
-        assert_eq!(parts("-12345.6"), Some(vec![0xA000 | 1 << 7 | 1, 1, 2345, 6000]));
+        assert_eq!(parts("-0.00"), Some(vec![0x8100]));
+        assert_eq!(parts("-12345.6"), Some(vec![0xA081, 1, 2345, 6000]));
         assert_eq!(parts("10000"), Some(vec![0x8001, 1]));
-        assert_eq!(parts("0.00001"), Some(vec![0x8000 | 5 << 7 | 0x7E, 1000]));
+        assert_eq!(parts("0.00001"), Some(vec![0x82FE, 1000]));
         for left in ["1e3", "1E-7", &"1".repeat(33), &format!("0.{}", "1".repeat(33))] {
             assert_eq!(parts(left), None, "{left}");
         }
