@@ -132,6 +132,7 @@ def contest(size, rival):
     if len(rival.settings) > 1:
         process.stop()
         process = rival.start(False, default)
+        lost = 2  # It has to follow again before the next figure.
         probe(INDEX, "theirs", 1)
 
     # --- catching up, and what it takes

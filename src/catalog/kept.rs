@@ -6,11 +6,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
-/// More than this in one backend: begin anew.
-const MAX_KEPT: usize = 256;
-
-/// Values by key. For a thread_local of the main thread.
-pub struct Kept<K, V> {
+/// Values by key, `MOST` at the most: for more it begins anew. For a thread_local of the main thread.
+pub struct Kept<K, V, const MOST: usize> {
     all: RefCell<HashMap<K, Rc<V>>>,
     /// Grows with every invalidation: what was read before is then no longer believed.
     invalidations: Cell<u64>,
@@ -18,13 +15,13 @@ pub struct Kept<K, V> {
     begun_at: Cell<u64>,
 }
 
-impl<K, V> Default for Kept<K, V> {
+impl<K, V, const MOST: usize> Default for Kept<K, V, MOST> {
     fn default() -> Self {
         Kept { all: RefCell::default(), invalidations: Cell::new(0), begun_at: Cell::new(0) }
     }
 }
 
-impl<K: Eq + Hash, V> Kept<K, V> {
+impl<K: Eq + Hash, V, const MOST: usize> Kept<K, V, MOST> {
     /// To be called by the callbacks of the caches. Only counts: they may come at any time.
     pub fn invalidate(&self) {
         self.invalidations.set(self.invalidations.get().wrapping_add(1));
@@ -44,7 +41,7 @@ impl<K: Eq + Hash, V> Kept<K, V> {
         // Reading may itself have taken in an invalidation: then this is good for now, but not for later.
         if as_of_now && self.invalidations.get() == now {
             let mut all = self.all.borrow_mut();
-            if all.len() >= MAX_KEPT {
+            if all.len() >= MOST {
                 all.clear();
             }
             all.insert(key, Rc::clone(&value));
@@ -59,7 +56,7 @@ mod tests {
 
     #[test]
     fn what_was_read_is_kept_until_it_may_have_changed() {
-        let kept = Kept::<i32, i32>::default();
+        let kept = Kept::<i32, i32, 2>::default();
         let read = |value, as_of_now| kept.get(1, |_| Ok::<_, ()>((value, as_of_now))).map(|value| *value);
         assert_eq!(read(10, false), Ok(10), "not kept: as of another time");
         assert_eq!(read(11, true), Ok(11));
@@ -72,5 +69,9 @@ mod tests {
         });
         assert_eq!(meanwhile.map(|value| *value), Ok(13));
         assert_eq!(read(14, true), Ok(14), "what changed while it was read is not kept");
+        for key in 2..9 {
+            let _ = kept.get(key, |_| Ok::<_, ()>((key, true)));
+            assert!(kept.all.borrow().len() <= 2);
+        }
     }
 }

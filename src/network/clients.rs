@@ -13,7 +13,7 @@ pub struct ClientKey {
 }
 
 /// More clients than this in one backend means that roles come and go: the old ones are closed.
-const MAX_CLIENTS: usize = 32;
+pub const MAX_CLIENTS: usize = 32;
 
 /// Clients `T`, each with the configuration `C` that it was made from.
 pub struct Clients<C, T>(HashMap<ClientKey, (C, T)>);

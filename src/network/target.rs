@@ -9,7 +9,7 @@ use delivery::keyspace::RedisTarget;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::clients::ClientKey;
+use super::clients::{ClientKey, MAX_CLIENTS};
 use super::helper::Caches;
 use super::{Asked, raise};
 use crate::catalog::declare::require_utf8;
@@ -44,8 +44,9 @@ struct Resolved {
 }
 
 thread_local! {
-    /// By the server's name and the role. What the role may is asked for anew each time.
-    static RESOLVED: Kept<(String, u32), Resolved> = Kept::default();
+    /// By the server's name and the role. What the role may is asked for anew each time. As few as there are clients: each has
+    /// the certificates in it.
+    static RESOLVED: Kept<(String, u32), Resolved, MAX_CLIENTS> = Kept::default();
 }
 
 fn resolve(server: &str) -> Rc<Resolved> {

@@ -319,8 +319,8 @@ fn order(sort: Option<&str>, unique: &[(String, String)]) -> Result<String, Refu
         _ => false,
     };
     for (field, kind) in unique {
-        // What is sorted by without being asked to is no field.
-        if sort.is_some() && elements.iter().any(|element| sorts_by(element, field)) {
+        // The score is no field, and so can be neither a key's column nor asked for twice.
+        if field == "_score" || (sort.is_some() && elements.iter().any(|element| sorts_by(element, field))) {
             continue;
         }
         let field = quoted(field);
@@ -435,6 +435,16 @@ mod tests {
         assert_eq!(body(&next)["search_after"][1], 7);
         let other = Arguments { sort: Some("\"price\"".to_owned()), ..next };
         assert_eq!(refused(&other), "argument \"after\" can't be used");
+    }
+
+    #[test]
+    fn a_key_that_is_called_as_the_score_is_no_field_to_sort_by() {
+        let called = Scope { unique: vec![("_score".to_owned(), "long".to_owned())], ..scope() };
+        for (sort, elements) in [(None, 1), (Some("\"price\""), 1), (Some("[\"price\", \"_score\"]"), 2)] {
+            let search = compose(&Arguments { sort: sort.map(str::to_owned), ..arguments() }, &called).expect("good");
+            let body: Value = serde_json::from_str(&search.body(0)).expect("JSON");
+            assert_eq!(body["sort"].as_array().map(Vec::len), Some(elements), "{sort:?}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Known {
 const EXACT_TYPES: [&str; 7] = ["boolean", "byte", "integer", "keyword", "long", "short", "unsigned_long"];
 
 thread_local! {
-    static KNOWN: Kept<String, Known> = Kept::default();
+    static KNOWN: Kept<String, Known, 256> = Kept::default();
 }
 
 /// The sync of that name, or an ERROR.
