@@ -216,11 +216,12 @@ pub fn not_parked(sync: Sync) -> Sync {
     sync
 }
 
-/// Locks the row of the sync, after the tables that it captures. Whether its target was claimed by now. An ERROR if somebody has
+/// Locks the row of the sync, after the tables that it captures; what the worker stores of the sync, which refers to the row, needs
+/// not wait. Whether its target was claimed by now. An ERROR if somebody has
 /// altered or dropped the sync, or a relation of it, since it was read: what was made of that would take the other back.
 pub fn lock(sync: &Sync) -> bool {
     let sql = "SELECT claimed IS NOT NULL FROM fanout.sync
-               WHERE sync_id = $1 AND name = $2 AND target = $3 AND server = $4 AND options = $5 AND (phase = 'drop') = $6 FOR UPDATE";
+               WHERE sync_id = $1 AND name = $2 AND target = $3 AND server = $4 AND options = $5 AND (phase = 'drop') = $6 FOR NO KEY UPDATE";
     let claimed = privileged(|| {
         ours(Spi::connect_mut(|client| -> Result<Option<bool>, pgrx::spi::Error> {
             let found = client.update(

@@ -303,7 +303,7 @@ pub fn hash_fields(document: &[u8]) -> Vec<(String, String)> {
 }
 
 /// How many documents the next batch should have.
-fn limit(runner: &Runner) -> usize {
+pub fn limit(runner: &Runner) -> usize {
     if runner.mean_bytes == 0 {
         // Rows may be of any size: look at a few first.
         return FIRST_ROWS.min(runner.batch_limit);

@@ -92,7 +92,10 @@ pub enum Task {
 impl Task {
     /// True of what says whose a target is, makes it or removes it.
     fn shapes_target(&self) -> bool {
-        matches!(self, Self::Claim | Self::EnsureIndex | Self::SwapAlias(_) | Self::Drop(_) | Self::Release)
+        matches!(
+            self,
+            Self::Claim | Self::EnsureIndex | Self::SwapAlias(_) | Self::Farewell | Self::Drop(_) | Self::Release
+        )
     }
 }
 
@@ -121,6 +124,8 @@ pub struct Channel {
 struct Unread {
     /// When the first of the polls was that did not reach its end, in microseconds since 1970.
     since: i64,
+    /// The same by a clock that nobody sets.
+    at: Instant,
     /// The blocks of all segments.
     blocks: u32,
 }
@@ -322,6 +327,7 @@ impl Worker {
             }
             super::question::answer(self);
             heartbeat::tend(self);
+            let looked = Instant::now();
             let mut ids: Vec<i32> = self.runners.keys().copied().collect();
             self.turn = (self.turn + 1) % ids.len().max(1);
             ids.rotate_left(self.turn);
@@ -345,7 +351,7 @@ impl Worker {
             if self.may_leave() {
                 return Ok(());
             }
-            self.sleep();
+            self.sleep(looked);
         }
     }
 
@@ -363,18 +369,19 @@ impl Worker {
             && (idle() || turn > LONG_TURN && !self.runners.values().any(Runner::would_lose_its_place))
     }
 
-    fn sleep(&mut self) {
+    /// Sleeps until something is due that was not yet when the syncs were `looked` at, or until somebody wakes the worker.
+    fn sleep(&mut self, looked: Instant) {
         let now = Instant::now();
         let mut until = now + Duration::from_millis(settings::heartbeat_ms() as u64);
         for runner in self.runners.values_mut() {
-            let delayed = runner.pending.wake_delayed(now);
+            let delayed = runner.pending.wake_delayed(looked);
             let blocked = if runner.is_active() { runner.not_before } else { None };
             let wanted = runner.wanted.map(|_| runner.wanted_at);
             let rested = runner.pending.has_queued().then(|| runner.rests_until());
             for at in [delayed, blocked, wanted, rested, runner.scan_at, runner.heirs_at]
                 .into_iter()
                 .flatten()
-                .filter(|&at| at > now)
+                .filter(|&at| at > looked)
             {
                 until = until.min(at);
             }
@@ -387,7 +394,8 @@ impl Worker {
         } else if self.poll_failed {
             until = until.min(self.poll_due);
         }
-        let timeout = (until.saturating_duration_since(now).as_millis() as i64).max(1);
+        // Not a moment too early: it would be for nothing.
+        let timeout = (until.saturating_duration_since(now).as_micros().div_ceil(1000) as i64).max(1);
         // In the pause between two polls no commit has to wake us.
         self.database.set_sleeping(!pausing);
         // A commit between the last poll and this point has seen "not sleeping" and set no latch.
@@ -422,7 +430,7 @@ impl Worker {
         let held = match (full.len(), others.len()) {
             (0, _) => return false,
             (1, 0) => self.polled_at.elapsed(),
-            _ => Duration::from_micros(u64::try_from(shared::now() - unread.since).unwrap_or(0)),
+            _ => unread.at.elapsed(),
         };
         held < HOLD
             && unread.blocks <= HOLD_SEGMENTS * settings::segment_blocks()
@@ -457,7 +465,10 @@ impl Worker {
             .map(|(&id, runner)| (id, runner.slot.wanted()))
             .filter(|(id, wanted)| *wanted > self.runners[id].wait_seen)
             .collect();
-        let began = self.unread.as_ref().map_or_else(shared::now, |unread| unread.since);
+        let (began, at) = match &self.unread {
+            Some(unread) => (unread.since, unread.at),
+            None => (shared::now(), self.polled_at),
+        };
         for runner in self.runners.values_mut() {
             runner.end_epoch(began);
         }
@@ -483,7 +494,7 @@ impl Worker {
         let whole = extents.iter().all(|extent| extent.read);
         self.polled_commits = whole.then_some(commits);
         let blocks = extents.iter().map(|extent| extent.blocks).sum();
-        self.unread = (!whole).then_some(Unread { since: began, blocks });
+        self.unread = (!whole).then_some(Unread { since: began, at, blocks });
         self.poll_failed = false;
         self.poll_due = Instant::now() + Duration::from_millis(settings::heartbeat_ms() as u64);
         let found = !self.payloads.is_empty();
@@ -604,12 +615,17 @@ impl Worker {
             let scanned = runner.scan.as_ref().map_or(0, Scan::outstanding);
             let backlog = runner.backlog().saturating_sub(scanned);
             if backlog > in_all && runner.wanted.is_none() {
+                // A target that was never reached is filled as a whole when it is.
+                let (phase, again) = match runner.sync.phase {
+                    Phase::Create => (Phase::Create, "filled"),
+                    _ => (Phase::Reconcile, "reconciled"),
+                };
                 pgrx::warning!(
                     "pg_fanout: sync \"{}\" has more than {in_all} unacknowledged keys (fanout.backlog_keys); \
-                     they are dropped, and it will be reconciled",
+                     they are dropped, and it will be {again}",
                     runner.sync.name
                 );
-                want_phase(runner, Phase::Reconcile);
+                want_phase(runner, phase);
             } else if backlog > in_all / 5 * 4 {
                 if !runner.alarmed {
                     runner.alarmed = true;

@@ -38,7 +38,8 @@ const PINNED: &[(&CStr, &CStr)] = &[
     (c"enable_mergejoin", c"off"),
 ];
 
-/// Blocks of memory from this size on are given back when they are freed, and grow without being copied. Batches are smaller.
+/// Blocks of memory from this size on are given back when they are freed, and grow without being copied; so is what is free at the end
+/// of the heap. Batches are used again.
 #[cfg(target_env = "gnu")]
 const LARGE_BLOCK: i32 = 2 << 20;
 
@@ -290,7 +291,9 @@ pub extern "C-unwind" fn fanout_worker_main(argument: pg_sys::Datum) {
         // By default the allocator raises this to the size of the largest block that was ever freed, and keeps what is below:
         // a second backlog would grow by being copied, and take half as much again as the first.
         #[cfg(target_env = "gnu")]
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BLOCK);
+        for bound in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+            libc::mallopt(bound, LARGE_BLOCK);
+        }
         signals::pqsignal(libc::SIGTERM, Some(signals::die));
         signals::pqsignal(libc::SIGHUP, Some(signals::SignalHandlerForConfigReload));
         signals::pqsignal(libc::SIGQUIT, Some(quit));

@@ -1,6 +1,6 @@
 //! One sync at work: what is known of its source and target, what is pending, and how far its scan is.
 
-use super::batch::{Called, Naming};
+use super::batch::{self, Called, Naming};
 use super::pace::Pace;
 use super::pending::{Epoch, Pending, Slot};
 use super::reading::QUARANTINE;
@@ -233,12 +233,14 @@ impl Runner {
 
     /// True if the next changes are left to gather for a moment.
     pub fn rests(&self, now: Instant) -> bool {
-        now < self.rests_until() && self.waits.is_empty() && self.pending.queued() < settings::batch_documents()
+        now < self.rests_until() && self.waits.is_empty() && self.pending.queued() < batch::limit(self)
     }
 
     /// Changes were read for a batch.
     pub fn note_batch(&mut self, now: Instant) {
-        self.change_rate.note(self.last_read, now - self.batched_at);
+        if self.last_read != usize::MAX {
+            self.change_rate.note(self.last_read, now - self.batched_at);
+        }
         self.rests_until = now
             + match self.sync.kind {
                 Kind::Index => rhythm::pause_of_engine(self.change_rate),

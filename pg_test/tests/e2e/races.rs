@@ -251,3 +251,18 @@ fn of_a_relation_and_what_comes_at_the_same_time_neither_is_undone() {
     is_refused(at_the_same_time(&mut world, end, relate));
     assert_eq!(world.db.value(triggers), "0");
 }
+
+/// What the worker notes of a sync refers to its row, which whoever alters the sync has locked.
+#[test]
+fn what_is_stored_of_a_sync_waits_for_nobody_who_alters_it() {
+    let mut world = World::new("stored_beside");
+    world.db.exec("CREATE TABLE part (id int PRIMARY KEY, code text); INSERT INTO part VALUES (1, '1')");
+    let sync = world.index_table("part", &Engine::opensearch(), r#", mapping => '{"code": {"type": "integer"}}'"#);
+    assert_in_step(&mut world, &sync);
+    let mut other = world.connect();
+    other.exec(&format!("BEGIN; SELECT fanout.alter_sync('{sync}', backfill_rate => 100)"));
+    world.db.exec("INSERT INTO part VALUES (2, 'none')");
+    let letters = "SELECT count(*) FROM fanout.dead_letter";
+    pg_test::eventually("it is a dead letter", Duration::from_secs(10), || world.db.value(letters) == "1");
+    other.exec("ROLLBACK");
+}

@@ -54,6 +54,39 @@ fn a_backlog_past_its_bound_is_reconciled_by_itself() {
     assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
 }
 
+/// So it is where the target was never reached: all of the table is on its way then, whatever changed meanwhile.
+#[test]
+fn the_backlog_of_a_target_that_was_never_reached_is_bounded() {
+    let mut world = World::alone("never_reached");
+    let proxies = Proxies::before(&mut world);
+    let _pending = Setting::set(&mut world, "fanout.pending_keys", "1000");
+    let _backlog = Setting::set(&mut world, "fanout.backlog_keys", "5000");
+    products(&mut world, 10);
+    proxies.opensearch.refuse(true);
+    let sync = world.index_table("product", &Engine::opensearch(), "");
+    let log = ServerLog::here();
+    for n in 0..40 {
+        world.db.exec(&format!(
+            "INSERT INTO product (id, name) SELECT i, 'n' FROM generate_series({}, {}) AS i",
+            20_000 + n * 500,
+            20_499 + n * 500
+        ));
+    }
+    eventually("past the bound it is said", Duration::from_secs(30), || {
+        log.has(&format!("sync \"{sync}\" has more than 5000"), "it will be filled")
+    });
+    world.db.exec("DELETE FROM product WHERE id % 3 = 0");
+    let pending = format!("SELECT pending FROM fanout.status WHERE sync = '{sync}'");
+    eventually("what is too much is dropped", Duration::from_secs(30), || {
+        world.db.value(&pending).parse::<u64>().expect("a number") <= 5000
+    });
+    let said = log.text().matches("it will be filled").count();
+    assert!(said <= 6, "said {said} times");
+    proxies.calm();
+    in_step_again(&mut world, &sync);
+    assert_eq!(world.db.value("SELECT count(*) FROM fanout.pending"), "0");
+}
+
 /// What is too much for memory stays in the journal while the only sync gets on: it is not written a second time, and does not
 /// look younger than it is.
 #[test]
