@@ -53,7 +53,8 @@ impl Second {
     }
 
     fn in_folder(tag: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("second_{tag}"));
+        // Of this run alone: another may be at the same test.
+        let folder = std::env::temp_dir().join(format!("second_{tag}_{}", std::process::id()));
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
         Self { port, folder, process: None, settings: vec!["fanout.owner_stale=5s".into()], environment: Vec::new() }
     }
