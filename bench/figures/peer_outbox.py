@@ -1,7 +1,7 @@
 """An outbox table that a PL/pgSQL trigger fills, and a polling reader with the official client of OpenSearch."""
 
 from common import DATABASE, Http, psql
-from rivals import INDEX, URL, contest, python
+from rivals import INDEX, URL, Setting, contest, python
 
 TRIGGER = """
 CREATE TABLE outbox (id bigserial PRIMARY KEY, key text NOT NULL, document jsonb);
@@ -21,14 +21,13 @@ CREATE TRIGGER to_outbox AFTER INSERT OR UPDATE OR DELETE ON theirs FOR EACH ROW
 class Outbox:
     name = "outbox"
     load_goal = ">= 1"
-    settings = {"polling every 100 ms": ("0.1", "<= 1"), "polling every 5 ms": ("0.005", "<= 1")}
+    settings = {"polling every 100 ms": Setting("0.1", "<= 1"), "polling every 5 ms": Setting("0.005", "<= 1")}
 
     def prepare(self):
         psql(TRIGGER)
         self.reset()
 
-    def start(self, first, setting):
-        pause, _ = self.settings[setting]
+    def start(self, first, pause):
         return python("outbox_reader.py", DATABASE, URL, INDEX, pause, "fill" if first else "follow")
 
     def reset(self):

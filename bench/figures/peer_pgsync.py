@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common import DATABASE, REDIS_AT, Failed, Http, Process, drop_slots, psql
-from rivals import INDEX, URL, contest
+from rivals import INDEX, URL, Setting, contest
 
 STACK = Path(__file__).parents[2] / "stack"
 COLUMNS = ["id", "name", "price", "stock", "active", "tags", "note", "changed_at"]
@@ -18,14 +18,13 @@ COLUMNS = ["id", "name", "price", "stock", "active", "tags", "note", "changed_at
 class PgSync:
     name = "PGSync"
     load_goal = ">= 5"
-    # An option and what is in the environment; the goal.
+    # An option and what is in the environment.
     settings = {
-        "its defaults": (("--daemon", {}), "<= 0.0333"),
-        "polls ten times as often": (
-            ("--daemon", {"POLL_TIMEOUT": "0.01", "REDIS_POLL_INTERVAL": "0.001", "POLL_INTERVAL": "0.01"}),
-            "<= 0.25",
+        "its defaults": Setting(("--daemon", {}), "<= 0.0333"),
+        "polls ten times as often": Setting(
+            ("--daemon", {"POLL_TIMEOUT": "0.01", "REDIS_POLL_INTERVAL": "0.001", "POLL_INTERVAL": "0.01"}), "<= 0.25"
         ),
-        "reads the WAL": (("--wal", {}), "<= 1"),
+        "reads the WAL": Setting(("--wal", {}), "<= 1"),
     }
 
     def __init__(self, folder):
@@ -75,8 +74,8 @@ class PgSync:
         engine.ask("DELETE", f"/{INDEX}")
         engine.ask("PUT", f"/{INDEX}", psql("SELECT fanout.mapping('plain')"))
 
-    def start(self, first, setting):
-        option, more = self.settings[setting][0]
+    def start(self, first, how):
+        option, more = how
         return Process(self.command("pgsync", option), self.environment | more, self.folder)
 
     def reset(self):

@@ -29,6 +29,9 @@ pub const CONTROL_INDEX: &str = "pg_fanout_control";
 /// What the control keys in Redis begin with; the target's name follows.
 pub const CONTROL_KEY_PREFIX: &str = "pg_fanout:control:";
 
+/// Attempts against others that change a control document at the same time.
+const ATTEMPTS: usize = 5;
+
 /// Control documents that are renewed together.
 const BEATS: usize = 500;
 
@@ -340,9 +343,15 @@ impl Claim {
     }
 }
 
-/// After some attempts against others that write to it at the same time.
-pub(crate) fn changing() -> Error {
-    Error::new(ErrorKind::Conflict, "the target's control document changes all the time")
+/// Has `attempt` look at a control document and write it until nobody else wrote in between, a few times at most. None: somebody
+/// did.
+pub(crate) fn attempts<T>(mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    for _ in 0..ATTEMPTS {
+        if let Some(done) = attempt()? {
+            return Ok(done);
+        }
+    }
+    Err(Error::new(ErrorKind::Conflict, "the target's control document changes all the time"))
 }
 
 /// Not 1: whoever remembers the epoch of an earlier life must not take this one for its continuation, however many claims

@@ -17,7 +17,7 @@ use pgrx::prelude::*;
 use pgrx::{check_for_interrupts, pg_sys};
 
 pub use failure::{Asked, raise};
-pub use target::{EngineTarget, OwnersTarget, cache_target, engine_target, owners_target};
+pub use target::{AnyTarget, EngineTarget, cache_target, engine_target, owners_target};
 
 use crate::error::failure as error;
 use crate::waits::{Wait, event};

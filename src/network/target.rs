@@ -36,11 +36,18 @@ pub struct CacheTarget {
     pub config: RedisConfig,
 }
 
+/// A target of either kind. Shared: its configuration may hold certificates, which nobody copies for each request.
+pub enum AnyTarget {
+    /// A search engine.
+    Engine(Rc<EngineTarget>),
+    /// A Redis.
+    Cache(Rc<CacheTarget>),
+}
+
 /// What was read of a server for a role.
 struct Resolved {
     server: pg_sys::Oid,
-    key: ClientKey,
-    config: ServerConfig,
+    target: AnyTarget,
 }
 
 thread_local! {
@@ -77,25 +84,18 @@ unsafe extern "C-unwind" fn server_changed(_argument: pg_sys::Datum, _cache: i32
 
 fn resolve_as(server: &str, user: pg_sys::Oid) -> Result<Resolved, Failure> {
     let (oid, config) = crate::server::config(server, user)?;
-    Ok(Resolved { server: oid, key: ClientKey { server: oid.to_u32(), user: user.to_u32() }, config })
+    let (name, key) = (server.to_owned(), ClientKey { server: oid.to_u32(), user: user.to_u32() });
+    let target = match config {
+        ServerConfig::Engine(config) => AnyTarget::Engine(Rc::new(EngineTarget { server: name, key, config })),
+        ServerConfig::Redis(config) => AnyTarget::Cache(Rc::new(CacheTarget { server: name, key, config })),
+    };
+    Ok(Resolved { server: oid, target })
 }
 
-/// A target as the worker reaches it: with the rights and the user mapping of the sync's owner.
-pub enum OwnersTarget {
-    /// A search engine.
-    Engine(EngineTarget),
-    /// A Redis.
-    Cache(CacheTarget),
-}
-
-/// The target behind a server for a sync's owner. Whether the caller may act for that role is for the caller to check.
-pub fn owners_target(server: &str, owner: pg_sys::Oid) -> Result<OwnersTarget, Failure> {
-    let Resolved { key, config, .. } = resolve_as(server, owner)?;
-    let server = server.to_owned();
-    Ok(match config {
-        ServerConfig::Engine(config) => OwnersTarget::Engine(EngineTarget { server, key, config }),
-        ServerConfig::Redis(config) => OwnersTarget::Cache(CacheTarget { server, key, config }),
-    })
+/// The target behind a server as the worker reaches it: with the rights and the user mapping of a sync's owner. Whether the caller
+/// may act for that role is for the caller to check.
+pub fn owners_target(server: &str, owner: pg_sys::Oid) -> Result<AnyTarget, Failure> {
+    resolve_as(server, owner).map(|resolved| resolved.target)
 }
 
 impl EngineTarget {
@@ -106,24 +106,18 @@ impl EngineTarget {
 }
 
 /// The search engine behind a foreign server, or an ERROR.
-pub fn engine_target(server: &str) -> EngineTarget {
-    let resolved = resolve(server);
-    match &resolved.config {
-        ServerConfig::Engine(config) => {
-            EngineTarget { server: server.to_owned(), key: resolved.key, config: config.clone() }
-        }
-        _ => wrong_kind(server, "a search engine", "fanout_elasticsearch"),
+pub fn engine_target(server: &str) -> Rc<EngineTarget> {
+    match &resolve(server).target {
+        AnyTarget::Engine(target) => Rc::clone(target),
+        AnyTarget::Cache(_) => wrong_kind(server, "a search engine", "fanout_elasticsearch"),
     }
 }
 
 /// The Redis behind a foreign server, or an ERROR.
-pub fn cache_target(server: &str) -> CacheTarget {
-    let resolved = resolve(server);
-    match &resolved.config {
-        ServerConfig::Redis(config) => {
-            CacheTarget { server: server.to_owned(), key: resolved.key, config: config.clone() }
-        }
-        _ => wrong_kind(server, "a Redis", "fanout_redis"),
+pub fn cache_target(server: &str) -> Rc<CacheTarget> {
+    match &resolve(server).target {
+        AnyTarget::Cache(target) => Rc::clone(target),
+        AnyTarget::Engine(_) => wrong_kind(server, "a Redis", "fanout_redis"),
     }
 }
 

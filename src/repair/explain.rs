@@ -9,7 +9,7 @@ use crate::catalog::key_values::{KeyValue, given};
 use crate::catalog::{self, Kind, Sync, ours, triggers};
 use crate::document::as_worker;
 use crate::error::{failure, not_null};
-use crate::network::OwnersTarget;
+use crate::network::AnyTarget;
 use crate::status;
 use crate::worker::{Answer, Named, Place, ask, shared};
 use pgrx::prelude::*;
@@ -320,8 +320,8 @@ impl Explanation {
     }
 }
 
-fn time_to_live(target: &OwnersTarget, name: &str) -> Option<String> {
-    let OwnersTarget::Cache(cache) = target else { return None };
+fn time_to_live(target: &AnyTarget, name: &str) -> Option<String> {
+    let AnyTarget::Cache(cache) = target else { return None };
     let name = name.to_owned();
     match cache.try_run(true, move |redis| redis.ttl_ms(&name)) {
         Ok(Some(Some(left))) => Some(format!("expires in {:.0} s", left as f64 / 1000.0)),

@@ -5,7 +5,7 @@ use crate::catalog::{Kind, Sync, Templates};
 use crate::document::{Plans, Source, as_worker};
 use crate::error::Failure;
 use crate::journal::format::Orphan;
-use crate::network::{OwnersTarget, owners_target};
+use crate::network::{AnyTarget, owners_target};
 use crate::worker::{Called, Named, Naming, hash_fields};
 use delivery::engine::{IdPage, Which};
 use std::collections::HashMap;
@@ -106,7 +106,7 @@ impl Subject {
     }
 
     /// The target, with the owner's credentials.
-    pub fn target(&self) -> Result<OwnersTarget, Failure> {
+    pub fn target(&self) -> Result<AnyTarget, Failure> {
         owners_target(&self.sync.server, self.sync.owner)
     }
 
@@ -135,9 +135,9 @@ fn object(fields: Vec<(String, String)>) -> Vec<u8> {
 }
 
 /// What the target holds under these ids or keys, in their order; as of now, not as of the last refresh.
-pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::Result<Vec<Option<Held>>> {
+pub fn held(sync: &Sync, target: &AnyTarget, names: Vec<Named>) -> delivery::Result<Vec<Option<Held>>> {
     match target {
-        OwnersTarget::Engine(engine) => {
+        AnyTarget::Engine(engine) => {
             let index = sync.concrete_index();
             let documents = engine.try_run(move |engine| {
                 let which: Vec<Which> = names.iter().map(Named::which).collect();
@@ -152,7 +152,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::
                 })
                 .collect())
         }
-        OwnersTarget::Cache(cache) if sync.options["format"] == "hash" => {
+        AnyTarget::Cache(cache) if sync.options["format"] == "hash" => {
             let hashes = cache.try_run(true, move |redis| {
                 let names: Vec<&str> = names.iter().map(|key| key.name.as_str()).collect();
                 redis.hashes(&names)
@@ -162,7 +162,7 @@ pub fn held(sync: &Sync, target: &OwnersTarget, names: Vec<Named>) -> delivery::
                 .map(|fields| fields.map(|fields| Held { document: object(fields), version: None }))
                 .collect())
         }
-        OwnersTarget::Cache(cache) => {
+        AnyTarget::Cache(cache) => {
             let values = cache.try_run(true, move |redis| {
                 let names: Vec<&str> = names.iter().map(|key| key.name.as_str()).collect();
                 redis.mget(&names)

@@ -1,6 +1,6 @@
 //! From the arguments of a search to the body of the request. Knows nothing of Postgres: it also runs on the request thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -313,14 +313,18 @@ fn order(sort: Option<&str>, unique: &[(String, String)]) -> Result<String, Refu
         return Err(Refusal::new("argument \"sort\" must be a field name, an object, or an array of these, in JSON")
             .hint("sort => '[{\"price\": \"asc\"}, \"_score\"]'"));
     }
-    let sorts_by = |element: &String, field: &str| match serde_json::from_str::<Value>(element) {
-        Ok(Value::String(name)) => name == field,
-        Ok(Value::Object(members)) => members.contains_key(field),
-        _ => false,
-    };
+    let mut sorted_by = BTreeSet::new();
+    // By the score alone unless the caller says.
+    for element in elements.iter().filter(|_| sort.is_some()) {
+        match serde_json::from_str::<Value>(element) {
+            Ok(Value::String(name)) => sorted_by.extend([name]),
+            Ok(Value::Object(members)) => sorted_by.extend(members.into_iter().map(|(name, _)| name)),
+            _ => {}
+        }
+    }
     for (field, kind) in unique {
         // The score is no field, and so can be neither a key's column nor asked for twice.
-        if field == "_score" || (sort.is_some() && elements.iter().any(|element| sorts_by(element, field))) {
+        if field == "_score" || sorted_by.contains(field) {
             continue;
         }
         let field = quoted(field);

@@ -14,7 +14,7 @@ use crate::network::{EngineTarget, engine_target};
 /// An index that the caller may search.
 pub struct Place {
     /// The engine.
-    pub target: EngineTarget,
+    pub target: Rc<EngineTarget>,
     /// The index' name there.
     pub index: String,
     /// What is known of it.

@@ -23,12 +23,12 @@ pub fn tend(worker: &mut Worker, id: i32) -> bool {
     if matches!(runner.target, Target::Ready) && mapping_is_old(runner) {
         runner.target = Target::Claimed;
     }
-    let hidden = matches!(runner.target, Target::Claimed) && former(worker, id).is_some();
-    let visible = if hidden { Visible::AfterSwap } else { Visible::AtOnce };
-    let Some(runner) = worker.runners.get_mut(&id) else { return false };
-    if !matches!(runner.target, Target::Ready) && worker.is_shaped(id) {
+    let (unready, claimed) = (!matches!(runner.target, Target::Ready), matches!(runner.target, Target::Claimed));
+    if unready && worker.is_shaped(id) {
         return false;
     }
+    let hidden = claimed && former(worker, id).is_some();
+    let visible = if hidden { Visible::AfterSwap } else { Visible::AtOnce };
     let Some(runner) = worker.runners.get_mut(&id) else { return false };
     let (task, kind) = match runner.target {
         Target::Asked => return false,

@@ -9,37 +9,26 @@ use super::http::{NDJSON, Request, parsed, refusal, refusal_type, segment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::{self, CONTROL_INDEX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
-/// Attempts of a claim against others that change the document at the same time.
-const ATTEMPTS: usize = 5;
-
 struct Read {
     control: Control,
     seq_no: u64,
     primary_term: u64,
 }
 
-enum Written {
-    Yes(Fence),
-    /// Another was faster.
-    No,
-}
-
 impl Engine {
     /// Claims a target; see [`crate::ownership`]. Makes the control index if there is none.
     pub fn claim(&self, claim: &Claim) -> Result<ClaimOutcome> {
-        for _ in 0..ATTEMPTS {
+        ownership::attempts(|| {
             let read = self.read_control(&claim.target)?;
             let state = read.as_ref().map(|read| read.control.state(&format!("{}/{}", read.seq_no, read.primary_term)));
             let control = match claim.decide(read.as_ref().map(|read| &read.control).zip(state)) {
                 Decision::Take(control) => control,
-                Decision::Leave(outcome) => return Ok(outcome),
+                Decision::Leave(outcome) => return Ok(Some(outcome)),
             };
             let expected = read.map(|read| (read.seq_no, read.primary_term));
-            if let Written::Yes(fence) = self.write_control(&claim.target, &control, expected)? {
-                return Ok(ClaimOutcome::Owned(Ownership::new(claim, control.epoch, fence)));
-            }
-        }
-        Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+            let written = self.write_control(&claim.target, &control, expected)?;
+            Ok(written.map(|fence| ClaimOutcome::Owned(Ownership::new(claim, control.epoch, fence))))
+        })
     }
 
     /// Renews ownerships, in bulk requests where nothing has changed behind our back. One outcome for each.
@@ -100,38 +89,40 @@ impl Engine {
         };
         let control = Control::renewed(ownership);
         let mut expected = (seq_no, primary_term);
-        for _ in 0..ATTEMPTS {
-            if let Written::Yes(fence) = self.write_control(&ownership.target, &control, Some(expected))? {
-                return Ok(Heartbeat::Kept(ownership.with_fence(fence)));
+        ownership::attempts(|| {
+            if let Some(fence) = self.write_control(&ownership.target, &control, Some(expected))? {
+                return Ok(Some(Heartbeat::Kept(ownership.with_fence(fence))));
             }
-            match self.read_control(&ownership.target)? {
+            let by = match self.read_control(&ownership.target)? {
                 // Our own write, whose reply was lost.
-                Some(read) if read.control.is_of(ownership) => expected = (read.seq_no, read.primary_term),
-                Some(read) => return Ok(Heartbeat::Superseded { by: read.control.by }),
-                None => return Ok(Heartbeat::Superseded { by: String::new() }),
-            }
-        }
-        Err(ownership::changing())
+                Some(read) if read.control.is_of(ownership) => {
+                    expected = (read.seq_no, read.primary_term);
+                    return Ok(None);
+                }
+                Some(read) => read.control.by,
+                None => String::new(),
+            };
+            Ok(Some(Heartbeat::Superseded { by }))
+        })
     }
 
     /// Gives an ownership up, if it is still ours. A sign of life of ours may come in between.
     pub fn release(&self, ownership: &Ownership) -> Result<()> {
-        for _ in 0..ATTEMPTS {
+        ownership::attempts(|| {
             let Some(Read { control, seq_no, primary_term }) = self.read_control(&ownership.target)? else {
-                return Ok(());
+                return Ok(Some(()));
             };
             if !control.is_of(ownership) {
-                return Ok(());
+                return Ok(Some(()));
             }
             let path =
                 format!("{}?if_seq_no={seq_no}&if_primary_term={primary_term}", document_path(&ownership.target));
             match self.http.ask(&Request::new(Method::DELETE, &path)) {
-                Ok(_) => return Ok(()),
-                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
-                Err(error) => return Err(error),
+                Ok(_) => Ok(Some(())),
+                Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(None),
+                Err(error) => Err(error),
             }
-        }
-        Err(ownership::changing())
+        })
     }
 
     fn read_control(&self, target: &str) -> Result<Option<Read>> {
@@ -160,7 +151,8 @@ impl Engine {
         }
     }
 
-    fn write_control(&self, target: &str, control: &Control, expected: Option<(u64, u64)>) -> Result<Written> {
+    /// None: another was faster.
+    fn write_control(&self, target: &str, control: &Control, expected: Option<(u64, u64)>) -> Result<Option<Fence>> {
         #[derive(Deserialize)]
         struct Put {
             #[serde(rename = "_seq_no")]
@@ -178,9 +170,9 @@ impl Engine {
         match reply.status {
             200..300 => {
                 let put: Put = parsed(&reply)?;
-                Ok(Written::Yes(Fence::SeqNo(put.seq_no, put.primary_term)))
+                Ok(Some(Fence::SeqNo(put.seq_no, put.primary_term)))
             }
-            409 => Ok(Written::No),
+            409 => Ok(None),
             _ => Err(refusal(&reply)),
         }
     }

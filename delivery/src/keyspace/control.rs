@@ -10,36 +10,28 @@ use super::node::Node;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::{self, CONTROL_KEY_PREFIX, Claim, ClaimOutcome, Control, Decision, Fence, Heartbeat, Ownership};
 
-/// Attempts against others that change the key at the same time.
-const ATTEMPTS: usize = 5;
-
 impl RedisTarget {
     /// Claims a target; see [`crate::ownership`].
     pub fn claim(&mut self, claim: &Claim) -> Result<ClaimOutcome> {
         let run = self.run_id()?;
         self.at_control(&claim.target, |control| {
-            for _ in 0..ATTEMPTS {
-                let found = control.watch()?;
-                let state = found.as_ref().map(|(control, text)| (control, control.state(text)));
-                match claim.decide(state) {
-                    Decision::Leave(outcome) => {
-                        control.unwatch()?;
-                        return Ok(outcome);
-                    }
-                    Decision::Take(mut taken) => {
-                        if found.is_some_and(|(found, _)| found.is_of_another_run(run.as_deref())) {
-                            // It may have come back with less than it had: this is no going on.
-                            taken.begin_anew();
-                        }
-                        taken.server.clone_from(&run);
-                        let text = taken.to_json().to_string();
-                        if control.exec(Some(&text))? {
-                            return Ok(ClaimOutcome::Owned(Ownership::new(claim, taken.epoch, Fence::Text(text))));
-                        }
-                    }
+            let found = control.watch()?;
+            let state = found.as_ref().map(|(control, text)| (control, control.state(text)));
+            let mut taken = match claim.decide(state) {
+                Decision::Take(taken) => taken,
+                Decision::Leave(outcome) => {
+                    control.unwatch()?;
+                    return Ok(Some(outcome));
                 }
+            };
+            if found.is_some_and(|(found, _)| found.is_of_another_run(run.as_deref())) {
+                // It may have come back with less than it had: this is no going on.
+                taken.begin_anew();
             }
-            Err(Error::new(ErrorKind::Conflict, "others claim the target at the same time"))
+            taken.server.clone_from(&run);
+            let text = taken.to_json().to_string();
+            let written = control.exec(Some(&text))?;
+            Ok(written.then(|| ClaimOutcome::Owned(Ownership::new(claim, taken.epoch, Fence::Text(text)))))
         })
     }
 
@@ -75,52 +67,45 @@ impl RedisTarget {
     pub fn heartbeat(&mut self, ownership: &Ownership) -> Result<Heartbeat> {
         let run = self.run_id()?;
         self.at_control(&ownership.target, |control| {
-            for _ in 0..ATTEMPTS {
-                match control.watch()? {
-                    Some((found, _)) if found.is_of(ownership) => {
-                        if found.is_of_another_run(run.as_deref()) {
-                            if control.exec(None)? {
-                                return Ok(Heartbeat::Superseded { by: String::new() });
-                            }
-                            continue;
-                        }
-                    }
-                    found => {
-                        control.unwatch()?;
-                        let by = found.map_or_else(String::new, |(found, _)| found.by);
-                        return Ok(Heartbeat::Superseded { by });
+            match control.watch()? {
+                Some((found, _)) if found.is_of(ownership) => {
+                    if found.is_of_another_run(run.as_deref()) {
+                        let removed = control.exec(None)?;
+                        return Ok(removed.then(|| Heartbeat::Superseded { by: String::new() }));
                     }
                 }
-                let renewed = Control { server: run.clone(), ..Control::renewed(ownership) };
-                let text = renewed.to_json().to_string();
-                if control.exec(Some(&text))? {
-                    return Ok(Heartbeat::Kept(ownership.with_fence(Fence::Text(text))));
+                found => {
+                    control.unwatch()?;
+                    let by = found.map_or_else(String::new, |(found, _)| found.by);
+                    return Ok(Some(Heartbeat::Superseded { by }));
                 }
             }
-            Err(ownership::changing())
+            let renewed = Control { server: run.clone(), ..Control::renewed(ownership) };
+            let text = renewed.to_json().to_string();
+            let written = control.exec(Some(&text))?;
+            Ok(written.then(|| Heartbeat::Kept(ownership.with_fence(Fence::Text(text)))))
         })
     }
 
     /// Gives an ownership up, if it is still ours. A sign of life of ours may come in between.
     pub fn release(&mut self, ownership: &Ownership) -> Result<()> {
-        self.at_control(&ownership.target, |control| {
-            for _ in 0..ATTEMPTS {
-                match control.watch()? {
-                    Some((found, _)) if found.is_of(ownership) => {
-                        if control.exec(None)? {
-                            return Ok(());
-                        }
-                    }
-                    _ => return control.unwatch(),
-                }
-            }
-            Err(ownership::changing())
+        self.at_control(&ownership.target, |control| match control.watch()? {
+            Some((found, _)) if found.is_of(ownership) => Ok(control.exec(None)?.then_some(())),
+            _ => control.unwatch().map(Some),
         })
     }
 
-    fn at_control<T>(&mut self, target: &str, mut ask: impl FnMut(&mut ControlKey) -> Result<T>) -> Result<T> {
+    /// At the node that has the control key of a target; `attempt` as in [`ownership::attempts`].
+    fn at_control<T>(
+        &mut self,
+        target: &str,
+        mut attempt: impl FnMut(&mut ControlKey) -> Result<Option<T>>,
+    ) -> Result<T> {
         let key = control_key(target);
-        self.at_owner(&key, |node, asking| ask(&mut ControlKey { node, asking, key: &key }))
+        self.at_owner(&key, |node, asking| {
+            let mut control = ControlKey { node, asking, key: &key };
+            ownership::attempts(|| attempt(&mut control))
+        })
     }
 }
 

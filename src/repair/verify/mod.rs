@@ -27,7 +27,7 @@ use crate::catalog::{self, Kind, Phase, Sync, ours};
 use crate::document::{as_of_now, as_worker};
 use crate::error::{failure, not_null};
 use crate::journal::format::Orphan;
-use crate::network::{Asked, OwnersTarget, raise};
+use crate::network::{AnyTarget, Asked, raise};
 use crate::status;
 use crate::worker::scan::Scan;
 use crate::worker::shared::{self, SyncState};
@@ -342,7 +342,7 @@ impl Verification {
     }
 
     /// Compares the rows of some blocks.
-    fn rows(&mut self, subject: &Subject, target: &OwnersTarget, mut scan: Scan) -> Stage {
+    fn rows(&mut self, subject: &Subject, target: &AnyTarget, mut scan: Scan) -> Stage {
         let sync = &subject.sync;
         let Some((slice, from, to)) = scan.next_slice(self.page_rows()) else {
             // Rewritten: its rows have other places now.
@@ -420,12 +420,12 @@ impl Verification {
         }
     }
 
-    fn held(&self, subject: &Subject, target: &OwnersTarget, names: Vec<Named>) -> Vec<Option<Held>> {
+    fn held(&self, subject: &Subject, target: &AnyTarget, names: Vec<Named>) -> Vec<Option<Held>> {
         held(&subject.sync, target, names).unwrap_or_else(|error| unanswered(&subject.sync, &error))
     }
 
     /// Compares both sides of these addresses, the target's first; gives those that differ.
-    fn compare(&self, subject: &Subject, target: &OwnersTarget, addresses: &[&[u8]]) -> Vec<Differing> {
+    fn compare(&self, subject: &Subject, target: &AnyTarget, addresses: &[&[u8]]) -> Vec<Differing> {
         let sync = &subject.sync;
         let names = as_worker(sync, || addresses.iter().map(|address| name(subject, address)).collect());
         let held = self.held(subject, target, names);
@@ -465,18 +465,18 @@ impl Verification {
     fn names(
         &mut self,
         subject: &Subject,
-        target: &OwnersTarget,
+        target: &AnyTarget,
         cursor: Option<String>,
         before: Option<String>,
     ) -> Stage {
         let sync = &subject.sync;
         let is_first = cursor.is_none();
         let page = match target {
-            OwnersTarget::Engine(engine) => {
+            AnyTarget::Engine(engine) => {
                 let (index, cursor) = (sync.concrete_index(), cursor);
                 engine.try_run(move |engine| engine.list_ids(&index, cursor.as_deref(), PAGE_ROWS)).map(|it| (it, None))
             }
-            OwnersTarget::Cache(cache) => {
+            AnyTarget::Cache(cache) => {
                 let glob = subject.glob();
                 let scan = move |redis: &mut RedisTarget| {
                     Ok((redis.scan_keys(&glob, cursor.as_deref(), PAGE_ROWS)?, redis.run_id()?))
@@ -550,7 +550,7 @@ impl Verification {
     }
 
     /// Waits until all that was committed is delivered, then compares the suspects again.
-    fn settle(&mut self, subject: &Subject, target: &OwnersTarget) {
+    fn settle(&mut self, subject: &Subject, target: &AnyTarget) {
         let sync = &subject.sync;
         if self.suspects.is_empty() || !self.waited(sync) {
             return;

@@ -3,7 +3,7 @@
 use super::{Findings, Status, older};
 use crate::catalog::{Kind, Phase, Sync, identity, mapping, relation};
 use crate::document::as_worker;
-use crate::network::{OwnersTarget, owners_target};
+use crate::network::{AnyTarget, owners_target};
 use crate::repair::Subject;
 use crate::repair::attempt::attempt;
 use crate::worker::transaction::Class;
@@ -38,7 +38,7 @@ pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
     }
     owner(findings, sync, &target);
     match &target {
-        OwnersTarget::Engine(engine) => {
+        AnyTarget::Engine(engine) => {
             let (index, alias) = (sync.concrete_index(), sync.target.clone());
             let found =
                 engine.try_run(move |engine| Ok((engine.index_reports(&index)?, engine.alias_holders(&alias)?)));
@@ -51,7 +51,7 @@ pub fn check(findings: &mut Findings, sync: &Sync, readable: bool) {
                 ),
             }
         }
-        OwnersTarget::Cache(cache) => {
+        AnyTarget::Cache(cache) => {
             let policies = cache.try_run(true, |redis| redis.info("memory", "maxmemory_policy")).unwrap_or_default();
             let evicts = |policy: &&String| policy.starts_with("allkeys");
             if let Some(policy) = policies.iter().find(evicts).or(policies.first()) {
@@ -120,18 +120,18 @@ fn relations(findings: &mut Findings, sync: &Sync) {
     }
 }
 
-fn reachable(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) -> bool {
+fn reachable(findings: &mut Findings, sync: &Sync, target: &AnyTarget) -> bool {
     let asked = (sync.server.clone(), sync.owner);
     if findings.silent.contains(&asked) {
         findings.error("server", format!("{}: does not answer", sync.server), "See above.");
         return false;
     }
     let found = match target {
-        OwnersTarget::Engine(engine) => engine.try_run(|engine| engine.probe()).map(|info| {
+        AnyTarget::Engine(engine) => engine.try_run(|engine| engine.probe()).map(|info| {
             let flavor = info.flavor.map_or_else(|| "a search engine".to_owned(), |flavor| format!("{flavor:?}"));
             (flavor, info.version.unwrap_or_default())
         }),
-        OwnersTarget::Cache(cache) => {
+        AnyTarget::Cache(cache) => {
             cache.try_run(true, |redis| redis.probe()).map(|version| ("Redis".to_owned(), version.unwrap_or_default()))
         }
     };
@@ -166,11 +166,11 @@ fn reachable(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) -> boo
 }
 
 /// Who the target says that feeds it.
-fn owner(findings: &mut Findings, sync: &Sync, target: &OwnersTarget) {
+fn owner(findings: &mut Findings, sync: &Sync, target: &AnyTarget) {
     let name = sync.target.clone();
     let found: delivery::Result<Option<Owner>> = match target {
-        OwnersTarget::Engine(engine) => engine.try_run(move |engine| engine.owner(&name)),
-        OwnersTarget::Cache(cache) => cache.try_run(true, move |redis| redis.owner(&name)),
+        AnyTarget::Engine(engine) => engine.try_run(move |engine| engine.owner(&name)),
+        AnyTarget::Cache(cache) => cache.try_run(true, move |redis| redis.owner(&name)),
     };
     // SAFETY: reads a flag of shared memory.
     let standby = unsafe { pg_sys::RecoveryInProgress() };
