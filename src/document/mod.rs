@@ -1,6 +1,7 @@
 //! From addresses to documents: reading rows as they are now.
 
 mod backend;
+mod encode;
 pub mod query;
 mod read;
 mod source;

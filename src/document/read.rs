@@ -1,8 +1,8 @@
 //! Reading rows as documents, through SPI.
 //!
-//! Raw SPI rather than pgrx's: rows come by the thousand, and a document is handed on as the bytes that row_to_json made,
-//! straight from the executor.
+//! Raw SPI rather than pgrx's: rows come by the thousand, and a document is made of a row straight from the executor.
 
+use super::encode::Encoder;
 use super::source::{Repeats, Source, Unreadable};
 use crate::capture::image::{self, Storage};
 use crate::catalog::key::type_name;
@@ -346,10 +346,10 @@ struct Receiver<'a> {
     base: pg_sys::DestReceiver,
     source: &'a Source,
     visit: &'a mut Visit<'a>,
+    /// Made when it is told what the rows look like.
+    encoder: Option<Encoder>,
     address: Vec<u8>,
     rows: usize,
-    /// The database does not vouch for its texts being UTF-8.
-    unchecked: bool,
     /// Emptied after each row.
     context: pg_sys::MemoryContext,
 }
@@ -357,7 +357,7 @@ struct Receiver<'a> {
 #[pg_guard]
 unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver: *mut pg_sys::DestReceiver) -> bool {
     // SAFETY: `receiver` is the Receiver that execute() passed, and nobody else uses it during the execution; the slot has the
-    // address columns and then a json value, valid for this call; what is allocated is of no use after it.
+    // columns that start_up() was told of, valid for this call; what is allocated is of no use after it.
     unsafe {
         let receiver = &mut *receiver.cast::<Receiver>();
         let before = pg_sys::MemoryContextSwitchTo(receiver.context);
@@ -369,19 +369,7 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
             let (datum, null) = value(column);
             image::put_datum(&mut receiver.address, storage, datum, null);
         }
-        let (datum, null) = value(storages.len());
-        let document = (!null).then(|| {
-            let json = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-            std::slice::from_raw_parts(
-                pgrx::varlena::vardata_any(json).cast::<u8>(),
-                pgrx::varlena::varsize_any_exhdr(json),
-            )
-        });
-        if receiver.unchecked
-            && let Some(document) = document
-        {
-            super::source::valid(document);
-        }
+        let document = receiver.encoder.as_mut().and_then(|encoder| encoder.encode(slot));
         receiver.rows += 1;
         let more = (receiver.visit)(&receiver.address, document);
         pg_sys::MemoryContextSwitchTo(before);
@@ -392,11 +380,13 @@ unsafe extern "C-unwind" fn receive(slot: *mut pg_sys::TupleTableSlot, receiver:
 
 #[pg_guard]
 unsafe extern "C-unwind" fn start_up(receiver: *mut pg_sys::DestReceiver, _operation: i32, rows: pg_sys::TupleDesc) {
-    // SAFETY: `receiver` is the Receiver that execute() passed.
+    // SAFETY: `receiver` is the Receiver that execute() passed; the current context lives as long as the execution.
     unsafe {
-        let source = (*receiver.cast::<Receiver>()).source;
+        let receiver = &mut *receiver.cast::<Receiver>();
+        let storages = &receiver.source.storages;
         // The plan may have been made anew just now; then the source will be, too.
-        check_yield(rows, &source.storages, PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
+        check_yield(rows, storages, PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
+        receiver.encoder = Some(Encoder::of(rows, storages.len()));
     }
 }
 
@@ -439,9 +429,9 @@ fn execute(
             },
             source,
             visit,
+            encoder: None,
             address: Vec::new(),
             rows: 0,
-            unchecked: pg_sys::GetDatabaseEncoding() != pg_sys::pg_enc::PG_UTF8 as i32,
             context,
         };
         let options = pg_sys::SPIExecuteOptions {

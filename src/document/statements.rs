@@ -1,13 +1,18 @@
 //! The SQL that reads a sync's source. Pure.
 //!
-//! Every statement yields the address columns and then the document as json; a row without a document yields NULL there.
-//! Names of our own begin with `__fanout`: what a user's predicate or query says must not find them.
+//! Every statement yields the address columns, and then either the fields of the document, or all of it as json in a column called
+//! [`DOCUMENT`], where a row without a document has NULL. Names of our own begin with `__fanout`: what a user's predicate or query
+//! says must not find them.
 
 use super::source::Repeats;
 use crate::catalog::Sync;
+use crate::catalog::mapping::Document;
 use crate::server::quoted;
 use serde_json::Value;
 use std::ffi::CString;
+
+/// The column that is the document.
+pub const DOCUMENT: &str = "__fanout_document";
 
 /// How a key column is compared.
 pub struct Condition {
@@ -29,29 +34,29 @@ pub struct Statements {
     pub table: (String, String),
 }
 
-/// The statements of a sync whose source is that table. `document` gives the expression for the document of a row, by what
-/// the row is called in FROM.
+/// The statements of a sync whose source is that table. `document` tells what the document of a row is made of, by what the row is
+/// called in FROM.
 pub fn of(
     sync: &Sync,
     schema: &str,
     table: &str,
     key: &[Condition],
     repeats: Option<Repeats>,
-    document: &dyn Fn(&Sync, &str) -> String,
+    document: &dyn Fn(&Sync, &str) -> Document,
 ) -> Statements {
     let alias = quoted(table);
     let table = format!("{}.{alias} AS {alias}", quoted(schema));
     let blocks = format!(
         "FROM {table} WHERE {alias}.ctid OPERATOR(pg_catalog.>=) $1 AND {alias}.ctid OPERATOR(pg_catalog.<) $2"
     );
-    let addresses_by_block = format!("SELECT {}, NULL::pg_catalog.json {blocks}", address(sync, &alias));
+    let addresses_by_block = format!("SELECT {}, {} {blocks}", address(sync, &alias), no_document());
     let (by_key, by_block) = match sync.document_query() {
         Some(query) => {
-            let select = format!("SELECT {}, {}", address(sync, "__fanout_q"), document(sync, "__fanout_q"));
+            let select = format!("SELECT {}, {}", address(sync, "__fanout_q"), listed(&document(sync, "__fanout_q")));
             (by_key(&select, &query_by_key(query, key), "__fanout_q", key, None), None)
         }
         None => {
-            let select = format!("SELECT {}, {}", address(sync, &alias), document(sync, &alias));
+            let select = format!("SELECT {}, {}", address(sync, &alias), listed(&document(sync, &alias)));
             let predicate = sync.options["predicate"].as_str();
             let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
             let by_block = repeats.is_none().then(|| format!("{select} {blocks}{confined}"));
@@ -84,6 +89,23 @@ fn query_by_key(query: &str, key: &[Condition]) -> String {
         return format!("(\n{query}\n) AS __fanout_q");
     }
     format!("LATERAL (SELECT * FROM (\n{query}\n) AS __fanout_i WHERE {}) AS __fanout_q", equal("__fanout_i", key))
+}
+
+/// What a document is made of, as columns.
+fn listed(document: &Document) -> String {
+    match document {
+        Document::Whole(json) => format!("{json} AS {DOCUMENT}"),
+        Document::Fields(fields) => {
+            let columns: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{value} AS {}", quoted(name))).collect();
+            columns.join(", ")
+        }
+    }
+}
+
+/// In place of a document.
+fn no_document() -> String {
+    listed(&Document::Whole("NULL::pg_catalog.json".to_owned()))
 }
 
 /// The address columns of a row.
@@ -131,12 +153,13 @@ pub fn related(
         .map(|(column, cast)| cast.as_ref().map_or_else(|| column.clone(), |of| format!("{column}::{of}")))
         .collect();
     let sql = format!(
-        "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) SELECT {address}, NULL::pg_catalog.json FROM {table} \
+        "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) SELECT {address}, {nothing} FROM {table} \
          WHERE EXISTS (SELECT FROM (\n{keys}\n) AS __fanout_k ({names}) WHERE {conditions})",
         columns = columns.join(", "),
         values = values.join(", "),
         rows = unnested(&columns, "__fanout_c"),
         address = address(sync, alias),
+        nothing = no_document(),
         keys = keys.unwrap_or("SELECT * FROM changed"),
         names = numbered(key).join(", "),
         conditions = equal(alias, key),

@@ -223,6 +223,13 @@ fn random_values_of_every_type_arrive(world: &mut World, engine: &Engine) {
     world.wait(&sync);
     assert_eq!(world.db.rows("SELECT id, reason FROM fanout.dead_letters LIMIT 3"), Vec::<Vec<Option<String>>>::new());
     assert_in_step(world, &sync);
+    // To the byte.
+    let cache = world.cache_table("thing", "");
+    world.wait(&cache);
+    let key = world.key_prefix("thing");
+    let others =
+        format!("SELECT id FROM thing t WHERE redis_get('cache', '{key}' || id) IS DISTINCT FROM row_to_json(t)::text");
+    assert_eq!(world.db.rows(&others), Vec::<Vec<Option<String>>>::new());
 }
 
 fn values_that_engines_cannot_index_are_not_refused(world: &mut World, engine: &Engine) {

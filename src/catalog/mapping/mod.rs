@@ -21,19 +21,25 @@ fn document_columns(sync: &Sync) -> Vec<Column> {
     Table::find(sync.source).map(|table| document::columns(sync, &table)).unwrap_or_default()
 }
 
-/// The SQL expression for the document of a row; `row` is what it is called in FROM. Within a transaction.
-pub fn document(sync: &Sync, row: &str) -> String {
+/// What the document of a row is made of, in SQL.
+pub enum Document {
+    /// All of it, as json.
+    Whole(String),
+    /// Its fields: the name, and a value that goes in as `to_json` has it.
+    Fields(Vec<(String, String)>),
+}
+
+/// The document of a row; `row` is what it is called in FROM. Within a transaction.
+pub fn document(sync: &Sync, row: &str) -> Document {
     if sync.options["document_column"] == Value::Bool(true) {
-        return format!("pg_catalog.to_json({row}.\"document\")");
+        return Document::Whole(format!("pg_catalog.to_json({row}.\"document\")"));
     }
-    let Some(table) = Table::find(sync.source) else { return "NULL::pg_catalog.json".to_owned() };
+    let Some(table) = Table::find(sync.source) else { return Document::Whole("NULL::pg_catalog.json".to_owned()) };
     let fields = document::fields(sync, &table);
     let columns: Vec<Column> =
         fields.iter().map(|(name, column)| Column { name: name.clone(), ..column.clone() }).collect();
     let mapped = properties(&columns, &sync.options);
-    let mut whole = true;
-    let mut values = Vec::new();
-    for (name, column) in &fields {
+    let value = |(name, column): &(String, Column)| {
         let value = format!("{row}.{}", quoted(&column.name));
         let element = Element { type_oid: column.type_oid, modifier: column.type_modifier };
         // What is cached is the row as PostgreSQL prints it.
@@ -41,13 +47,9 @@ pub fn document(sync: &Sync, row: &str) -> String {
             Kind::Index => mapped.get(name).and_then(|field| form::json_expression(&value, element, field)),
             Kind::Cache => None,
         };
-        whole &= form.is_none() && *name == column.name;
-        values.push(format!("{} AS {}", form.unwrap_or(value), quoted(name)));
-    }
-    if whole && sync.options["fields"].is_null() {
-        return format!("pg_catalog.row_to_json({row}.*)");
-    }
-    format!("(SELECT pg_catalog.row_to_json(__fanout_d.*) FROM (SELECT {}) AS __fanout_d)", values.join(", "))
+        (name.clone(), form.unwrap_or(value))
+    };
+    Document::Fields(fields.iter().map(value).collect())
 }
 
 /// The body of the request that creates a sync's index: settings, mappings, aliases; the user's laid over ours. Within a
