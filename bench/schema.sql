@@ -12,7 +12,10 @@ CREATE TABLE plain (
 
 INSERT INTO plain
 SELECT i, 'product ' || i, (i * 7919 % 100000) / 100.0, i % 1000, i % 7 <> 0, ARRAY['tag' || i % 50, 'tag' || i % 31],
-       (SELECT string_agg(substr(md5((i * 31 + word)::text), 1, 3 + word % 6), ' ') FROM generate_series(1, 42) AS word),
+       -- 42 words of 20,000; the n-th of them is met in proportion to 1/n, as in texts that people write (Zipf's law).
+       (SELECT string_agg(substr(md5(n::text), 1, 3 + n % 6), ' ')
+        FROM   generate_series(1, 42) AS word,
+               LATERAL (SELECT floor(20000 ^ ((hashint8(i * 64 + word) & 16777215) / 16777216.0::float8))::int) AS zipf (n)),
        timestamptz '2026-01-01 00:00:00+00' + i * interval '1 second'
 FROM generate_series(1, :rows) AS i;
 VACUUM ANALYZE plain;
