@@ -5,24 +5,22 @@
 //! and the like come out as ever.
 
 use super::source::{name, valid};
-use super::statements::DOCUMENT;
-use pgrx::pg_sys;
+use super::statements::Form;
+use crate::error::failure;
+use pgrx::{PgSqlErrorCode, pg_sys};
 use std::ffi::CStr;
+
+/// The size of the largest document, that of the largest value in PostgreSQL (MaxAllocSize of memutils.h).
+const MOST: usize = 0x3fff_ffff;
 
 /// How the columns after the address become a document.
 pub struct Encoder {
     /// How many columns the address has.
     addresses: usize,
-    form: Form,
+    /// None: one column is the document.
+    fields: Option<Vec<Field>>,
     /// The document of the row that was encoded last.
     text: Vec<u8>,
-}
-
-enum Form {
-    /// One column is the document.
-    Whole,
-    /// Each column is a field of it.
-    Fields(Vec<Field>),
 }
 
 struct Field {
@@ -54,31 +52,30 @@ enum Kind {
 }
 
 impl Encoder {
-    /// For rows of these columns, the first of which are the address. What it looks up lives as long as the current context.
+    /// For rows of these columns: an address, and what the form says. What it looks up lives as long as the current context.
     ///
     /// # Safety
     /// On the main thread, within a transaction; `rows` is a descriptor.
-    pub unsafe fn of(rows: pg_sys::TupleDesc, addresses: usize) -> Self {
+    pub unsafe fn of(rows: pg_sys::TupleDesc, addresses: usize, form: Form) -> Self {
         // SAFETY: as the caller promises; the numbers are those of columns that there are, from 1; names are palloc'd.
         unsafe {
-            let named = |number: i32| name(pg_sys::SPI_fname(rows, number));
             let (first, last) = (addresses as i32 + 1, (*rows).natts);
-            let form = if first == last && named(last) == DOCUMENT {
-                Form::Whole
-            } else {
-                let field = |number| {
-                    let mut before = if number == first { Vec::new() } else { b",".to_vec() };
-                    push_string(&mut before, &named(number));
-                    before.push(b':');
-                    Field { before, kind: Kind::of(pg_sys::SPI_gettypeid(rows, number)) }
-                };
-                Form::Fields((first..=last).map(field).collect())
+            let field = |number| {
+                let mut before = if number == first { Vec::new() } else { b",".to_vec() };
+                push_string(&mut before, &name(pg_sys::SPI_fname(rows, number)));
+                before.push(b':');
+                Field { before, kind: Kind::of(pg_sys::SPI_gettypeid(rows, number)) }
             };
-            Self { addresses, form, text: Vec::new() }
+            let fields = match form {
+                Form::Fields => Some((first..=last).map(field).collect()),
+                Form::Whole if first == last && pg_sys::SPI_gettypeid(rows, last) == pg_sys::JSONOID => None,
+                Form::Whole => pgrx::error!("a statement of pg_fanout yields no document"),
+            };
+            Self { addresses, fields, text: Vec::new() }
         }
     }
 
-    /// The document of a row; None if there is none. Raises for text that is not UTF-8.
+    /// The document of a row; None if there is none. Raises for text that is not UTF-8, and for a document that is too large.
     ///
     /// # Safety
     /// On the main thread; the slot holds all columns of a row of the descriptor that this was made for. What is allocated is left
@@ -89,25 +86,34 @@ impl Encoder {
             let column = self.addresses + column;
             (!*(*slot).tts_isnull.add(column)).then(|| *(*slot).tts_values.add(column))
         };
-        match &mut self.form {
-            // SAFETY: the statements yield json there.
-            Form::Whole => value(0).map(|datum| valid(unsafe { bytes(datum) }).as_bytes()),
-            Form::Fields(fields) => {
-                let text = &mut self.text;
-                text.clear();
-                text.push(b'{');
-                for (column, field) in fields.iter_mut().enumerate() {
-                    text.extend_from_slice(&field.before);
-                    match value(column) {
-                        // SAFETY: a value of the column's type.
-                        Some(datum) => unsafe { field.kind.push(text, datum) },
-                        None => text.extend_from_slice(b"null"),
-                    }
-                }
-                text.push(b'}');
-                Some(text)
+        let Some(fields) = &mut self.fields else {
+            // SAFETY: it was looked that this is json.
+            return value(0).map(|datum| valid(unsafe { bytes(datum) }).as_bytes());
+        };
+        let text = &mut self.text;
+        text.clear();
+        text.push(b'{');
+        for (column, field) in fields.iter_mut().enumerate() {
+            text.extend_from_slice(&field.before);
+            match value(column) {
+                // SAFETY: a value of the column's type.
+                Some(datum) => unsafe { field.kind.push(text, datum) },
+                None => text.extend_from_slice(b"null"),
             }
+            check_size(text, 0);
         }
+        text.push(b'}');
+        Some(text)
+    }
+}
+
+/// Raises if a document is larger than any value of PostgreSQL, as row_to_json() would; `more` is what is to be added. Beyond it, memory
+/// could give out, which Rust ends the process for.
+fn check_size(text: &[u8], more: usize) {
+    if text.len() + more > MOST {
+        failure(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "the document is larger than 1 GB")
+            .hint("Leave out what is not searched: columns => '{id,name}'.")
+            .raise();
     }
 }
 
@@ -148,7 +154,11 @@ impl Kind {
                     number @ ([b'0'..=b'9', ..] | [b'-', b'0'..=b'9', ..]) => out.extend_from_slice(number),
                     other => push_string(out, valid(other)),
                 },
-                Self::Text => push_string(out, valid(bytes(datum))),
+                Self::Text => {
+                    let text = bytes(datum);
+                    check_size(out, text.len());
+                    push_string(out, valid(text));
+                }
                 Self::Texts(to_json) => {
                     if !push_texts(out, datum) {
                         push_call(out, to_json, datum);

@@ -4,6 +4,7 @@
 
 use super::encode::Encoder;
 use super::source::{Repeats, Source, Unreadable};
+use super::statements::{Form, Statement};
 use crate::capture::image::{self, Storage};
 use crate::catalog::key::type_name;
 use crate::catalog::{Relation, Sync};
@@ -12,17 +13,17 @@ use crate::journal::format::Layout;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use rustc_hash::FxHashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 
 /// What is done with each row, its address and its document; false: no more are wanted.
 type Visit<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> bool + 'a;
 
-/// A prepared statement; freed when dropped.
-struct Plan(pg_sys::SPIPlanPtr);
+/// A prepared statement, and what it yields; freed when dropped.
+struct Plan(pg_sys::SPIPlanPtr, Form);
 
 impl Plan {
     /// Parses a statement that yields addresses of these types, and a document.
-    fn prepare(sql: &CStr, types: &[pg_sys::Oid], addresses: &[Storage]) -> Self {
+    fn prepare(Statement { sql, form }: &Statement, types: &[pg_sys::Oid], addresses: &[Storage]) -> Self {
         let _session = Session::open();
         // SAFETY: sql and types live for the call; a plan has one source for each statement; the kept plan belongs to us.
         unsafe {
@@ -35,7 +36,7 @@ impl Plan {
             let parsed = (*(*sources).elements).ptr_value.cast::<pg_sys::CachedPlanSource>();
             check_yield((*parsed).resultDesc, addresses, PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH);
             pg_sys::SPI_keepplan(plan);
-            Self(plan)
+            Self(plan, *form)
         }
     }
 }
@@ -345,6 +346,7 @@ fn execute_on_blocks(plan: &Plan, source: &Source, from: u32, to: u32, visit: &m
 struct Receiver<'a> {
     base: pg_sys::DestReceiver,
     source: &'a Source,
+    form: Form,
     visit: &'a mut Visit<'a>,
     /// Made when it is told what the rows look like.
     encoder: Option<Encoder>,
@@ -386,7 +388,7 @@ unsafe extern "C-unwind" fn start_up(receiver: *mut pg_sys::DestReceiver, _opera
         let storages = &receiver.source.storages;
         // The plan may have been made anew just now; then the source will be, too.
         check_yield(rows, storages, PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE);
-        receiver.encoder = Some(Encoder::of(rows, storages.len()));
+        receiver.encoder = Some(Encoder::of(rows, storages.len(), receiver.form));
     }
 }
 
@@ -428,6 +430,7 @@ fn execute(
                 mydest: pg_sys::CommandDest::DestTuplestore,
             },
             source,
+            form: plan.1,
             visit,
             encoder: None,
             address: Vec::new(),

@@ -1,18 +1,32 @@
 //! The SQL that reads a sync's source. Pure.
 //!
-//! Every statement yields the address columns, and then either the fields of the document, or all of it as json in a column called
-//! [`DOCUMENT`], where a row without a document has NULL. Names of our own begin with `__fanout`: what a user's predicate or query
-//! says must not find them.
+//! Every statement yields the address columns, and then a document in one of two [forms](Form). Names of our own begin with `__fanout`:
+//! what a user's predicate or query says must not find them.
 
 use super::source::Repeats;
 use crate::catalog::Sync;
 use crate::catalog::mapping::Document;
 use crate::server::quoted;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::ffi::CString;
 
-/// The column that is the document.
-pub const DOCUMENT: &str = "__fanout_document";
+/// What the columns after the address are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One, the document as json; NULL where a row has none.
+    Whole,
+    /// The fields of the document, by the columns' names.
+    Fields,
+}
+
+/// A statement and what it yields.
+pub struct Statement {
+    /// SQL.
+    pub sql: CString,
+    /// See there.
+    pub form: Form,
+}
 
 /// How a key column is compared.
 pub struct Condition {
@@ -25,11 +39,11 @@ pub struct Condition {
 /// See the module.
 pub struct Statements {
     /// Reads the rows with these keys: an array for each key column.
-    pub by_key: CString,
+    pub by_key: Statement,
     /// Reads the rows in blocks [$1, $2). None if there may be two rows for a key: they are read by key.
-    pub by_block: Option<CString>,
+    pub by_block: Option<Statement>,
     /// Reads the addresses of the rows in blocks [$1, $2), with NULL for the document.
-    pub addresses_by_block: CString,
+    pub addresses_by_block: Statement,
     /// The source as an item of FROM, and how it is called there.
     pub table: (String, String),
 }
@@ -49,27 +63,53 @@ pub fn of(
     let blocks = format!(
         "FROM {table} WHERE {alias}.ctid OPERATOR(pg_catalog.>=) $1 AND {alias}.ctid OPERATOR(pg_catalog.<) $2"
     );
-    let addresses_by_block = format!("SELECT {}, {} {blocks}", address(sync, &alias), no_document());
+    let addresses_by_block = format!("{} {blocks}", select(sync, &alias, &NO_DOCUMENT));
+    let row = if sync.document_query().is_some() { "__fanout_q" } else { &alias };
+    let document = document(sync, row);
+    let select = select(sync, row, &document);
     let (by_key, by_block) = match sync.document_query() {
-        Some(query) => {
-            let select = format!("SELECT {}, {}", address(sync, "__fanout_q"), listed(&document(sync, "__fanout_q")));
-            (by_key(&select, &query_by_key(query, key), "__fanout_q", key, None), None)
-        }
+        Some(query) => (by_key(&select, &query_by_key(query, key), row, key, None), None),
         None => {
-            let select = format!("SELECT {}, {}", address(sync, &alias), listed(&document(sync, &alias)));
             let predicate = sync.options["predicate"].as_str();
             let confined = predicate.map(|predicate| format!(" AND ({predicate}\n)")).unwrap_or_default();
             let by_block = repeats.is_none().then(|| format!("{select} {blocks}{confined}"));
-            (by_key(&select, &table, &alias, key, predicate), by_block)
+            (by_key(&select, &table, row, key, predicate), by_block)
         }
     };
-    let c = |sql: String| CString::new(sql).unwrap_or_default();
+    let form = document.form();
+    let statement = |sql: String, form| Statement { sql: CString::new(sql).unwrap_or_default(), form };
     Statements {
-        by_key: c(by_key),
-        by_block: by_block.map(c),
-        addresses_by_block: c(addresses_by_block),
+        by_key: statement(by_key, form),
+        by_block: by_block.map(|sql| statement(sql, form)),
+        addresses_by_block: statement(addresses_by_block, Form::Whole),
         table: (table, alias),
     }
+}
+
+impl Document {
+    fn form(&self) -> Form {
+        match self {
+            Self::Whole(_) => Form::Whole,
+            Self::Row | Self::Fields(_) => Form::Fields,
+        }
+    }
+}
+
+/// In place of a document where only addresses are read.
+const NO_DOCUMENT: Document = Document::Whole(Cow::Borrowed("NULL::pg_catalog.json"));
+
+/// The address of a row, and what its document is made of. A document may have no field.
+fn select(sync: &Sync, row: &str, document: &Document) -> String {
+    let mut columns: Vec<String> =
+        sync.address_columns.iter().map(|column| format!("{row}.{}", quoted(column))).collect();
+    match document {
+        Document::Whole(json) => columns.push(json.to_string()),
+        Document::Row => columns.push(format!("{row}.*")),
+        Document::Fields(fields) => {
+            columns.extend(fields.iter().map(|(name, value)| format!("{value} AS {}", quoted(name))));
+        }
+    }
+    format!("SELECT {}", columns.join(", "))
 }
 
 /// One key column: an array to look into. Several: each row of the arrays joined.
@@ -89,30 +129,6 @@ fn query_by_key(query: &str, key: &[Condition]) -> String {
         return format!("(\n{query}\n) AS __fanout_q");
     }
     format!("LATERAL (SELECT * FROM (\n{query}\n) AS __fanout_i WHERE {}) AS __fanout_q", equal("__fanout_i", key))
-}
-
-/// What a document is made of, as columns.
-fn listed(document: &Document) -> String {
-    match document {
-        Document::Whole(json) => format!("{json} AS {DOCUMENT}"),
-        Document::Fields(fields) => {
-            let columns: Vec<String> =
-                fields.iter().map(|(name, value)| format!("{value} AS {}", quoted(name))).collect();
-            columns.join(", ")
-        }
-    }
-}
-
-/// In place of a document.
-fn no_document() -> String {
-    listed(&Document::Whole("NULL::pg_catalog.json".to_owned()))
-}
-
-/// The address columns of a row.
-fn address(sync: &Sync, alias: &str) -> String {
-    let columns: Vec<String> =
-        sync.address_columns.iter().map(|column| format!("{alias}.{}", quoted(column))).collect();
-    columns.join(", ")
 }
 
 /// Names for the columns of a key, as the rows of `__fanout_k` have them.
@@ -145,7 +161,7 @@ pub fn related(
     columns: &[String],
     casts: &[Option<String>],
     keys: Option<&str>,
-) -> CString {
+) -> Statement {
     let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
     let values: Vec<String> = columns
         .iter()
@@ -153,18 +169,17 @@ pub fn related(
         .map(|(column, cast)| cast.as_ref().map_or_else(|| column.clone(), |of| format!("{column}::{of}")))
         .collect();
     let sql = format!(
-        "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) SELECT {address}, {nothing} FROM {table} \
+        "WITH changed ({columns}) AS (SELECT {values} FROM {rows}) {select} FROM {table} \
          WHERE EXISTS (SELECT FROM (\n{keys}\n) AS __fanout_k ({names}) WHERE {conditions})",
         columns = columns.join(", "),
         values = values.join(", "),
         rows = unnested(&columns, "__fanout_c"),
-        address = address(sync, alias),
-        nothing = no_document(),
+        select = select(sync, alias, &NO_DOCUMENT),
         keys = keys.unwrap_or("SELECT * FROM changed"),
         names = numbered(key).join(", "),
         conditions = equal(alias, key),
     );
-    CString::new(sql).unwrap_or_default()
+    Statement { sql: CString::new(sql).unwrap_or_default(), form: Form::Whole }
 }
 
 /// What `keys` is prepared as when it is declared: it sees `changed` with columns of these types.

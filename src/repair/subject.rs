@@ -2,12 +2,13 @@
 
 use crate::catalog::admin::owned;
 use crate::catalog::{Kind, Sync, Templates};
-use crate::document::{Plans, Source, as_worker};
+use crate::document::{Plans, Source, as_of_now, as_worker};
 use crate::error::Failure;
 use crate::journal::format::Orphan;
 use crate::network::{AnyTarget, owners_target};
 use crate::worker::{Called, Named, Naming, hash_fields};
 use delivery::engine::{IdPage, Which};
+use pgrx::pg_sys;
 use std::collections::HashMap;
 
 use super::canonical;
@@ -42,9 +43,14 @@ impl Subject {
 
     fn resolve(sync: Sync) -> Result<Subject, String> {
         let prepared = super::attempt::attempt(|| {
-            Source::resolve(&sync).map(|source| {
-                let plans = as_worker(&sync, || Plans::prepare(&source));
-                (source, plans)
+            // Columns must not go between being listed and being asked for.
+            // SAFETY: a plain lock request, held until the transaction ends; a table that is gone is noticed after it.
+            unsafe { pg_sys::LockRelationOid(sync.source, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+            as_of_now(|| {
+                Source::resolve(&sync).map(|source| {
+                    let plans = as_worker(&sync, || Plans::prepare(&source));
+                    (source, plans)
+                })
             })
         });
         let (source, plans) =

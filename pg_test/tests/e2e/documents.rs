@@ -890,3 +890,53 @@ fn a_related_column_may_be_an_array() {
     );
     assert_in_step(world, &sync);
 }
+
+#[test]
+fn whatever_the_fields_are_called_and_however_few_there_are() {
+    let mut world = World::new("few_fields");
+    world.db.exec(
+        "CREATE TABLE product (id bigint PRIMARY KEY, price int, name text);
+         INSERT INTO product VALUES (1, 10, 'a'), (2, NULL, 'b')",
+    );
+    let document = |world: &mut World, sync: &str| world.db.value(&format!("SELECT fanout.document('{sync}', 1)"));
+    // The names of our own are no names to anything that is the user's.
+    for name in ["__fanout_document", "__fanout_q", "a \" 'b"] {
+        let rename = format!(", name => 'odd', columns => '{{id}}', rename => $${}$$", json!({"id": name}));
+        let sync = world.cache_table("product", &rename);
+        assert_eq!(
+            serde_json::from_str::<Value>(&document(&mut world, &sync)).expect("JSON"),
+            json!({name: 1}),
+            "the field {name}"
+        );
+        world.wait(&sync);
+        world.db.exec("SELECT fanout.drop_sync('odd', drop_target => true)");
+        eventually("the sync to be gone", Duration::from_secs(30), || {
+            world.db.value("SELECT count(*) FROM fanout.sync") == "0"
+        });
+    }
+    let sync = world.cache_table("product", ", columns => '{price}'");
+    world.wait(&sync);
+    world.db.exec("ALTER TABLE product DROP COLUMN price; UPDATE product SET name = 'c'");
+    world.wait(&sync);
+    assert_eq!(document(&mut world, &sync), "{}");
+    let key = format!("{}1", world.key_prefix("product"));
+    assert_eq!(world.db.value(&format!("SELECT redis_get('cache', '{key}')")), "{}");
+}
+
+#[test]
+fn a_view_that_yields_more_does_so_from_the_next_document_on() {
+    let mut world = World::new("view_grows");
+    world.db.exec(
+        "CREATE TABLE product (id bigint PRIMARY KEY, price int, name text);
+         INSERT INTO product SELECT n, n, 'a' FROM generate_series(1, 10) n;
+         CREATE VIEW shown AS SELECT id, name FROM product",
+    );
+    let sync = world.cache_table("product", ", document => 'SELECT * FROM shown'");
+    world.wait(&sync);
+    world.db.exec(
+        "CREATE OR REPLACE VIEW shown AS SELECT id, name, price FROM product; UPDATE product SET name = 'b' WHERE id = 1",
+    );
+    world.wait(&sync);
+    let key = format!("{}1", world.key_prefix("product"));
+    assert_eq!(world.db.value(&format!("SELECT redis_get('cache', '{key}')")), r#"{"id":1,"name":"b","price":1}"#);
+}

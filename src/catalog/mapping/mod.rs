@@ -12,6 +12,7 @@ use choice::Choices;
 use field::Element;
 use pgrx::JsonB;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// Deleted documents' versions must outlive any request that is still on its way.
 const DELETE_VERSIONS_KEPT: &str = "1h";
@@ -23,23 +24,27 @@ fn document_columns(sync: &Sync) -> Vec<Column> {
 
 /// What the document of a row is made of, in SQL.
 pub enum Document {
-    /// All of it, as json.
-    Whole(String),
-    /// Its fields: the name, and a value that goes in as `to_json` has it.
+    /// This, all of it as json.
+    Whole(Cow<'static, str>),
+    /// Each column of the row, whichever it has by then.
+    Row,
+    /// Fields: the name, and a value that goes in as `to_json` has it.
     Fields(Vec<(String, String)>),
 }
 
 /// The document of a row; `row` is what it is called in FROM. Within a transaction.
 pub fn document(sync: &Sync, row: &str) -> Document {
     if sync.options["document_column"] == Value::Bool(true) {
-        return Document::Whole(format!("pg_catalog.to_json({row}.\"document\")"));
+        return Document::Whole(format!("pg_catalog.to_json({row}.\"document\")").into());
     }
-    let Some(table) = Table::find(sync.source) else { return Document::Whole("NULL::pg_catalog.json".to_owned()) };
+    let Some(table) = Table::find(sync.source) else { return Document::Whole("NULL::pg_catalog.json".into()) };
     let fields = document::fields(sync, &table);
     let columns: Vec<Column> =
         fields.iter().map(|(name, column)| Column { name: name.clone(), ..column.clone() }).collect();
     let mapped = properties(&columns, &sync.options);
-    let value = |(name, column): &(String, Column)| {
+    let mut whole = sync.options["fields"].is_null();
+    let mut values = Vec::new();
+    for (name, column) in &fields {
         let value = format!("{row}.{}", quoted(&column.name));
         let element = Element { type_oid: column.type_oid, modifier: column.type_modifier };
         // What is cached is the row as PostgreSQL prints it.
@@ -47,9 +52,10 @@ pub fn document(sync: &Sync, row: &str) -> Document {
             Kind::Index => mapped.get(name).and_then(|field| form::json_expression(&value, element, field)),
             Kind::Cache => None,
         };
-        (name.clone(), form.unwrap_or(value))
-    };
-    Document::Fields(fields.iter().map(value).collect())
+        whole &= form.is_none() && *name == column.name;
+        values.push((name.clone(), form.unwrap_or(value)));
+    }
+    if whole { Document::Row } else { Document::Fields(values) }
 }
 
 /// The body of the request that creates a sync's index: settings, mappings, aliases; the user's laid over ours. Within a
