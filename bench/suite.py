@@ -125,7 +125,7 @@ def plots(folder, name, title, rows, more):
 
 
 def summary(results):
-    """The table of the README: of each figure what is furthest from its goal, and how many goals are met."""
+    """What the README shows: of each figure what is furthest from its goal, how many goals are met, and the plots."""
     lines = [
         "| figure | goals met | furthest from its goal | ratio (rounds) | goal |",
         "| --- | --- | --- | --- | --- |",
@@ -149,7 +149,17 @@ def summary(results):
             f"| {goal} |"
         )
     commits = sorted({result["where"]["commit"] for result in results.values()})
-    return lines + ["", f"Taken at commit {', '.join(commits)}; bench/README.md has all of it."]
+    drawn = [name for name in FIGURES if (HERE / "results" / f"{name}.svg").exists()]
+    return lines + [
+        "",
+        f"Taken at commit {', '.join(commits)}; bench/README.md has all of it.",
+        "",
+        "<details><summary>Plots</summary>",
+        "",
+        *(f"![{name}](bench/results/{name}.svg)" for name in drawn),
+        "",
+        "</details>",
+    ]
 
 
 def main():

@@ -59,7 +59,8 @@ COMMENT ON COLUMN fanout.sync.indices IS 'of a sync with one index a period: the
 COMMENT ON COLUMN fanout.sync.successor IS 'of a target that a sync fed before fanout.alter_sync() gave it another: that sync; it is removed when the other is filled';
 COMMENT ON COLUMN fanout.sync.shape IS 'columns, partitions and files of the source as the worker saw them last: what changed otherwise is reconciled';
 COMMENT ON COLUMN fanout.sync.phase IS 'create: the target is to be made; backfill, reconcile: all of the source is on its way; live: only what changes; drop: the target is to be removed, and then the sync';
-COMMENT ON COLUMN fanout.sync.position IS 'the last key of the running backfill or reconcile that was acknowledged';
+COMMENT ON COLUMN fanout.sync.position IS 'how far the running backfill or reconcile is: files and block of the source before which all is acknowledged';
+COMMENT ON COLUMN fanout.sync.adopt IS 'the target is to be taken whoever feeds it: fanout.adopt()';
 
 -- Numbered from the same sequence as syncs: the journal tells both apart by their numbers alone.
 CREATE TABLE fanout.relation (

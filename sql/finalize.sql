@@ -1,4 +1,4 @@
--- Comments on functions. Runs last in CREATE EXTENSION, when every function exists.
+-- Comments on functions, and a grant. Runs last in CREATE EXTENSION, when every function exists.
 
 COMMENT ON FUNCTION fanout.elasticsearch_validator(text[], oid) IS
     'checks the options of servers and user mappings of fanout_elasticsearch';
@@ -17,7 +17,7 @@ COMMENT ON FUNCTION fanout.drop_related IS
 COMMENT ON FUNCTION fanout.propose_relations IS
     'the tables that a sync''s document query reads and that are not declared, how foreign keys relate them, and the statements to declare them';
 COMMENT ON FUNCTION fanout.mapping IS
-    'the settings, mappings and aliases with which fanout.index_table(), called with the same arguments, would create an index';
+    'the settings, mappings and aliases with which fanout.index_table(), called with the same arguments but those of the target, would create an index';
 COMMENT ON FUNCTION fanout.pause IS
     'stops the deliveries of a sync; changes are still captured';
 COMMENT ON FUNCTION fanout.resume IS
@@ -41,7 +41,7 @@ COMMENT ON FUNCTION fanout.explain IS
 COMMENT ON FUNCTION fanout.document IS
     'the document that a sync would send of a row now, by the values of its key columns, of whatever types; NULL if there is no such row; for the sync''s owner';
 COMMENT ON FUNCTION fanout.enqueue IS
-    'says that a row changed, by the values of its key columns: it is delivered, or deleted from the target, as it is then';
+    'says that a row changed, by the values of its key columns, and of other columns that its Redis key, routing or period is made of: it is delivered, or deleted from the target, as it is then';
 COMMENT ON FUNCTION fanout.enqueue_keys IS
     'says that many rows changed, for a key of one column; returns how many';
 

@@ -28,7 +28,7 @@ pub fn define() {
     int(
         c"fanout.capture_memory",
         &CAPTURE_MEMORY,
-        c"Memory for the addresses that one transaction changed, before they go to the journal early.",
+        c"Memory for the keys that one transaction changed, before they go to the journal early.",
         c"One subtransaction level may hold so much in the writing backend.",
         64,
         1_048_576,
@@ -98,7 +98,7 @@ pub fn define() {
     int(
         c"fanout.pending_keys",
         &PENDING_KEYS,
-        c"How many unacknowledged addresses of one sync the worker holds in memory.",
+        c"How many unacknowledged keys of one sync the worker holds in memory.",
         c"What comes beyond goes to the table fanout.pending, up to fanout.backlog_keys.",
         1000,
         100_000_000,
@@ -108,8 +108,8 @@ pub fn define() {
     int(
         c"fanout.backlog_keys",
         &BACKLOG_KEYS,
-        c"How many unacknowledged addresses of one sync are kept at all.",
-        c"Past it they are dropped, and the sync is reconciled once its target answers again. An alarm is logged at 80 %.",
+        c"How many unacknowledged keys of one sync are kept at all.",
+        c"Past it they are dropped, and the sync is reconciled once its target answers again. A warning is logged at 80 %.",
         1000,
         1_000_000_000,
         GucContext::Sighup,
@@ -128,8 +128,8 @@ pub fn define() {
     int(
         c"fanout.owner_stale",
         &OWNER_STALE,
-        c"Age of another cluster's heartbeat at which its target may be claimed.",
-        c"A target says in its control document which cluster feeds it; a live owner is never superseded but by fanout.adopt().",
+        c"How long another owner must be silent before its target may be claimed.",
+        c"A target says in its control document which sync of which database feeds it, and where that runs; a live owner gives way to fanout.adopt() only.",
         5,
         86_400,
         GucContext::Sighup,
@@ -244,7 +244,7 @@ pub fn period_indices() -> usize {
     PERIOD_INDICES.get() as usize
 }
 
-/// Age at which another cluster's heartbeat counts for nothing.
+/// How long another owner must be silent before its target may be claimed.
 pub fn owner_stale() -> std::time::Duration {
     std::time::Duration::from_secs(OWNER_STALE.get() as u64)
 }

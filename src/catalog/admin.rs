@@ -56,7 +56,7 @@ fn resync(sync: Option<&str>) {
     }
 }
 
-/// Compares the target with the source, key by key, and delivers what differs.
+/// Delivers all keys of the table and all ids of the target.
 #[pg_extern(schema = "fanout")]
 fn reconcile(sync: Option<&str>) {
     start_reconcile(&not_ending(not_parked(owned(not_null("sync", sync)))));
@@ -89,6 +89,10 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         table.check_rights(catalog::caller());
         table.lock();
         triggers::create(&table, &sync.name, relation);
+    }
+    // One that is dropped meanwhile gets no triggers again.
+    for sync in living.iter().chain(&ending) {
+        lock(sync);
     }
     // What is to be removed may be fed by who made the dump: only by its name it is taken from that.
     let by_name = sync.is_some();

@@ -18,8 +18,22 @@ use std::ffi::CString;
 /// What is done with each row, its address and its document; false: no more are wanted.
 type Visit<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> bool + 'a;
 
-/// A prepared statement, and what it yields; freed when dropped.
-struct Plan(pg_sys::SPIPlanPtr, Form);
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings; catalog/pg_inherits.h.
+    fn find_all_inheritors(
+        parent: pg_sys::Oid,
+        lock: pg_sys::LOCKMODE,
+        parents: *mut *mut pg_sys::List,
+    ) -> *mut pg_sys::List;
+}
+
+/// A prepared statement; freed when dropped.
+struct Plan {
+    plan: pg_sys::SPIPlanPtr,
+    form: Form,
+    /// The tables that it reads, and what is below them. Not those that are read inside of functions.
+    reads: Vec<pg_sys::Oid>,
+}
 
 impl Plan {
     /// Parses a statement that yields addresses of these types, and a document.
@@ -35,8 +49,12 @@ impl Plan {
             let sources = pg_sys::SPI_plan_get_plan_sources(plan);
             let parsed = (*(*sources).elements).ptr_value.cast::<pg_sys::CachedPlanSource>();
             check_yield((*parsed).resultDesc, addresses, PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH);
+            let mut reads = Vec::new();
+            for relation in oids((*parsed).relationOids) {
+                reads.extend(oids(find_all_inheritors(relation, 0, std::ptr::null_mut())));
+            }
             pg_sys::SPI_keepplan(plan);
-            Self(plan, *form)
+            Self { plan, form: *form, reads }
         }
     }
 }
@@ -46,9 +64,20 @@ impl Drop for Plan {
         if !std::thread::panicking() {
             // SAFETY: a kept plan, freed once.
             unsafe {
-                pg_sys::SPI_freeplan(self.0);
+                pg_sys::SPI_freeplan(self.plan);
             }
         }
+    }
+}
+
+/// The members of a list of OIDs; none of a null one.
+unsafe fn oids(list: *mut pg_sys::List) -> Vec<pg_sys::Oid> {
+    // SAFETY: a list of OIDs has as many elements as it says.
+    unsafe {
+        if list.is_null() {
+            return Vec::new();
+        }
+        (0..(*list).length as usize).map(|at| (*(*list).elements.add(at)).oid_value).collect()
     }
 }
 
@@ -89,6 +118,11 @@ impl Plans {
             by_block: statements.by_block.as_ref().map(|sql| Plan::prepare(sql, &blocks, &source.storages)),
             addresses_by_block: Plan::prepare(&statements.addresses_by_block, &blocks, &source.storages),
         }
+    }
+
+    /// The tables that documents are made from, and what is below them; not those that are read inside of functions.
+    pub fn reads(&self) -> &[pg_sys::Oid] {
+        &self.by_key.reads
     }
 
     /// Reads the rows at these addresses and calls `visit` with each row's own address and its document, until it says that it
@@ -203,6 +237,11 @@ impl Related {
         let plan = Plan::prepare(&sql, &types, &source.storages);
         let as_text = casts.iter().map(Option::is_some).collect();
         Ok(Self { plan, layout: image::layout(storages.iter().copied()), storages, arrays: types, as_text })
+    }
+
+    /// The tables that are read for that, and what is below them.
+    pub fn reads(&self) -> &[pg_sys::Oid] {
+        &self.plan.reads
     }
 
     /// Reads the addresses of the rows whose documents the changed rows belong to, until `visit` wants no more.
@@ -430,7 +469,7 @@ fn execute(
                 mydest: pg_sys::CommandDest::DestTuplestore,
             },
             source,
-            form: plan.1,
+            form: plan.form,
             visit,
             encoder: None,
             address: Vec::new(),
@@ -443,7 +482,7 @@ fn execute(
             dest: (&raw mut receiver).cast(),
             ..Default::default()
         };
-        let result = pg_sys::SPI_execute_plan_extended(plan.0, &options);
+        let result = pg_sys::SPI_execute_plan_extended(plan.plan, &options);
         if result != pg_sys::SPI_OK_SELECT as i32 {
             pgrx::error!("a statement of pg_fanout did not run: SPI result {result}");
         }

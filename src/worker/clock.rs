@@ -21,6 +21,14 @@ pub fn second_of_day() -> u32 {
 /// How far ahead versions are reserved, in microseconds.
 const AHEAD: i64 = 60_000_000;
 
+/// The clock goes no further: it has to be able to go on.
+const LAST: i64 = i64::MAX - AHEAD * 2;
+
+/// True of a version that the clock can be moved past.
+pub fn passable(version: u64) -> bool {
+    version < LAST as u64
+}
+
 /// See the module.
 pub struct Clock {
     last: i64,
@@ -70,8 +78,9 @@ impl Clock {
         self.last as u64
     }
 
-    /// A target holds this version, which we did not issue: all that comes is above it.
+    /// A target holds this version, which we did not issue: all that comes is above it, unless it is among the very last that
+    /// there are, [`passable`] says.
     pub fn pass(&mut self, version: u64) {
-        self.last = self.last.max(i64::try_from(version).unwrap_or(i64::MAX).min(i64::MAX - AHEAD * 2));
+        self.last = self.last.max(i64::try_from(version).unwrap_or(i64::MAX).min(LAST));
     }
 }

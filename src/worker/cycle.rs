@@ -991,8 +991,8 @@ impl Worker {
             save_position(runner);
         }
         let Some(runner) = self.runners.get_mut(&id) else { return false };
-        if !runner.waits.is_empty() && !super::process::catalog_is_known() {
-            // The poll that took the ticket has seen that the catalog changed: perhaps all is to be delivered anew.
+        if !runner.waits.is_empty() && (!super::process::catalog_is_known() || super::process::sources_altered()) {
+            // The poll that took the ticket has seen that the catalog or a table changed: perhaps all is to be delivered anew.
             return true;
         }
         let mut ticket = None;
@@ -1230,7 +1230,9 @@ fn resolve(runner: &mut Runner) -> bool {
                 return false;
             }
             let layout = i64::from(source.layout.signature);
-            runner.tables = shape.tables().collect();
+            // A table that is truncated or rewritten looks empty by a snapshot of before.
+            let looked_at = runner.related.values().flat_map(Related::reads).chain(plans.reads());
+            runner.tables = shape.tables().chain(looked_at.copied()).collect();
             super::process::watch_also(runner.tables.iter().copied());
             if shape.is_uncaptured() {
                 let why = "changes of the source, or of a related table, are not captured: a trigger that belongs to the sync is disabled or missing";

@@ -43,6 +43,11 @@ pub fn step(runner: &mut Runner) -> bool {
             found.len() <= room
         })
     });
+    if super::process::sources_altered() {
+        // Altered while it was read: what was truncated and filled again may have looked empty.
+        runner.pending.put_back(&slots);
+        return true;
+    }
     match read {
         Ok(true) if found.len() <= room => {
             // The oldest of them stands for all: a document may be waited for a little longer than it had to be.

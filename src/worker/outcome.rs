@@ -1,7 +1,7 @@
 //! What came of jobs: acknowledgements, retries, dead letters.
 
 use super::batch::Called;
-use super::clock::Clock;
+use super::clock::{Clock, passable};
 use super::cycle::{Sent, Task, Worker, want_phase};
 use super::heartbeat;
 use super::pending::Slot;
@@ -24,6 +24,11 @@ use std::time::{Duration, Instant};
 
 /// How long a document waits that its target asked patience for: between these, growing with the attempts.
 const ITEM_RETRY: (u64, u64) = (50, 10_000);
+
+/// The same after so many attempts, in milliseconds.
+fn item_delay(attempts: u32) -> u64 {
+    (ITEM_RETRY.0 << attempts.min(10)).min(ITEM_RETRY.1)
+}
 
 /// Seconds before a row is tried again that could not be read, though it may be another time.
 const SLOW_RETRY: (u64, u64) = (1, 300);
@@ -203,10 +208,10 @@ fn settle(
     bytes: usize,
     outcomes: impl Iterator<Item = (Slot, Verdict)>,
 ) {
-    let last_version = worker.clock.last();
+    let issued = worker.clock.last();
     let mut done = Vec::with_capacity(documents);
     let mut rejected = Vec::new();
-    let (mut overloaded, mut denied, mut missing, mut passed) = (None, None, false, None);
+    let (mut overloaded, mut denied, mut missing, mut passed, mut last_version) = (None, None, false, None, None);
     let Some(runner) = worker.runners.get_mut(&id) else { return };
     let now = Instant::now();
     let one_of_many = runner.templates.period.is_some();
@@ -214,14 +219,18 @@ fn settle(
         match verdict {
             Verdict::Done => done.push(slot),
             // Success only if we issued the version that the target holds: it is of a later reading then.
-            Verdict::Conflict { current: Some(current) } if current <= last_version => done.push(slot),
+            Verdict::Conflict { current: Some(current) } if current <= issued => done.push(slot),
             Verdict::Conflict { current } => {
                 passed = passed.max(current);
-                runner.pending.retry(slot, None);
+                // With one that is not told, or among the last that there are, each try may conflict again.
+                let at_once = current.is_some_and(passable);
+                let delay = Duration::from_millis(item_delay(runner.pending.attempts(slot)));
+                runner.pending.retry(slot, (!at_once).then(|| now + delay));
+                last_version = current.filter(|&version| !passable(version)).or(last_version);
                 shared_add(&runner.slot.retried, 1);
             }
             Verdict::Retry { status, reason } => {
-                let delay = (ITEM_RETRY.0 << runner.pending.attempts(slot).min(10)).min(ITEM_RETRY.1);
+                let delay = item_delay(runner.pending.attempts(slot));
                 runner.pending.retry(slot, Some(now + Duration::from_millis(delay)));
                 let shortest = overloaded.as_ref().map_or(delay, |&(_, other): &(_, u64)| delay.min(other));
                 overloaded = Some((format!("{}: {reason}", status.unwrap_or(0)), shortest));
@@ -245,7 +254,7 @@ fn settle(
     }
     acknowledge(runner, &done);
     shared_add(&runner.slot.delivered, done.len());
-    if let Some(version) = passed {
+    if let Some(version) = passed.filter(|&version| passable(version)) {
         pgrx::log!(
             "pg_fanout: the target of sync \"{}\" holds version {version}, which is above ours; the clock moves past it",
             runner.sync.name
@@ -269,6 +278,10 @@ fn settle(
             runner.failing = true;
             runner.not_before = Some(now + Duration::from_millis(delay.min(PAUSE)));
         }
+    } else if let Some(version) = last_version {
+        runner.slot.set_error(&format!(
+            "the index holds a document of version {version}, which no other can be above; fanout.resync() makes another"
+        ));
     } else if clean {
         runner.succeed();
         runner.flow.on_success(bytes);

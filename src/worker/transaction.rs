@@ -153,7 +153,9 @@ fn flush_up_to(mut inserted: pg_sys::XLogRecPtr) {
     // At a page boundary the position lies behind the header of a page that does not exist yet, and XLogFlush would
     // complain; the records end where that page begins. Headers are 24 and, at the start of a file, 40 bytes long.
     let offset = inserted % u64::from(pg_sys::XLOG_BLCKSZ);
-    if offset == 24 || offset == 40 {
+    // SAFETY: a constant of the server, a power of two.
+    let in_file = inserted % u64::from(unsafe { pg_sys::wal_segment_size } as u32);
+    if offset == 24 || in_file == 40 {
         inserted -= offset;
     }
     // SAFETY: asks for a position of the WAL, and flushes up to one that has been inserted.

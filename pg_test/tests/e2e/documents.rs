@@ -940,3 +940,52 @@ fn a_view_that_yields_more_does_so_from_the_next_document_on() {
     let key = format!("{}1", world.key_prefix("product"));
     assert_eq!(world.db.value(&format!("SELECT redis_get('cache', '{key}')")), r#"{"id":1,"name":"b","price":1}"#);
 }
+
+/// Commits what the first statements do in an open transaction when the worker waits for it, because of what the second did.
+fn while_the_worker_waits(world: &mut World, first: &str, second: &str) {
+    world.db.exec(&format!("BEGIN; {first}"));
+    world.connect().exec(second);
+    // A transaction sees who waits as it was when it looked first.
+    let mut watcher = world.connect();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND backend_type = 'pg_fanout worker' AND wait_event_type = 'Lock'";
+    eventually("the worker waits", Duration::from_secs(20), || watcher.value(waits) == "1");
+    world.db.exec("COMMIT");
+}
+
+#[test]
+fn a_table_that_is_truncated_and_filled_again_is_not_taken_for_empty() {
+    let mut world = World::new("truncated");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE country (code text PRIMARY KEY, name text) PARTITION BY LIST (code);
+         CREATE TABLE country_a PARTITION OF country FOR VALUES IN ('a');
+         INSERT INTO country VALUES ('a', 'A');
+         CREATE TABLE product (id bigint PRIMARY KEY, name text, code text);
+         INSERT INTO product SELECT n, 'x', 'a' FROM generate_series(1, 20) n;
+         CREATE TABLE variant (id bigint PRIMARY KEY, name text);
+         INSERT INTO variant SELECT n, 'v' FROM generate_series(1, 20) n;
+         CREATE TABLE link (variant_id bigint, product_id bigint);
+         INSERT INTO link SELECT n, n FROM generate_series(1, 20) n",
+    );
+    // Neither country nor link is declared: their changes reach no document, but nothing may be missing because of them.
+    let sync = world.cache_table(
+        "product",
+        ", document => 'SELECT p.id, p.name, c.name AS country, v.name AS variant
+                        FROM product p JOIN country c USING (code) JOIN link l ON l.product_id = p.id
+                        JOIN variant v ON v.id = l.variant_id'",
+    );
+    world.db.exec(&format!(
+        "SELECT fanout.related('{sync}', 'variant', columns => '{{id}}',
+                               keys => 'SELECT l.product_id FROM changed JOIN link l ON l.variant_id = changed.id')"
+    ));
+    assert_in_step(world, &sync);
+    for table in ["country", "country_a"] {
+        let again = format!("TRUNCATE {table}; INSERT INTO country VALUES ('a', 'A')");
+        while_the_worker_waits(world, &again, "UPDATE product SET name = name || 'y'");
+        assert_in_step(world, &sync);
+    }
+    let again = "TRUNCATE link; INSERT INTO link SELECT n, n FROM generate_series(1, 20) n";
+    while_the_worker_waits(world, again, "UPDATE variant SET name = name || 'w'");
+    assert_in_step(world, &sync);
+}

@@ -1,8 +1,9 @@
 //! `fanout.explain()`: why a row is not, or wrongly, in the target.
 
 use crate::tables::products;
-use pg_test::{Engine, Keyspace, World, assert_in_step, on_each_engine};
+use pg_test::{Engine, Keyspace, World, assert_in_step, eventually, on_each_engine};
 use serde_json::json;
+use std::time::Duration;
 
 on_each_engine!(each_reason_is_told, a_refused_document_is_told, what_is_wrong_with_the_row_is_told);
 
@@ -225,4 +226,22 @@ fn keys_are_given_as_they_are() {
         "PREPARE explained (int, text) AS SELECT state FROM fanout.explain('both_of', $1, $2) WHERE step = 'row'";
     world.db.exec(prepared);
     assert_eq!(world.db.value("EXECUTE explained (1, 'a')"), "present");
+}
+
+#[test]
+fn a_column_that_goes_while_it_is_asked_for_fails_no_call() {
+    let mut world = World::new("column_goes");
+    world.db.exec(
+        "CREATE TABLE product (id bigint PRIMARY KEY, price int, name text); INSERT INTO product VALUES (1, 10, 'a')",
+    );
+    let sync = world.cache_table("product", ", columns => '{id, price}'");
+    world.wait(&sync);
+    let (mut altering, mut asking) = (world.connect(), world.connect());
+    altering.exec("BEGIN; ALTER TABLE product DROP COLUMN price");
+    let waits = format!("SELECT count(*) FROM pg_locks WHERE pid = {} AND NOT granted", asking.pid());
+    let call = format!("SELECT fanout.document('{sync}', 1)");
+    let asked = std::thread::spawn(move || asking.try_rows(&call));
+    eventually("the call to wait for the table", Duration::from_secs(10), || world.db.value(&waits) == "1");
+    altering.exec("COMMIT");
+    assert_eq!(asked.join().expect("no panic"), Ok(vec![vec![Some(r#"{"id":1}"#.to_owned())]]));
 }

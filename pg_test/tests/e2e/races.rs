@@ -3,9 +3,14 @@
 use crate::tables::{more_products, products};
 use crate::targets::{at_the_same_time, is_refused};
 use pg_test::{Engine, Keyspace, World, assert_in_step, on_each_engine};
+use serde_json::json;
 use std::time::Duration;
 
-on_each_engine!(truncates_in_a_row_leave_nothing_behind, a_resync_during_another_ends_with_the_last);
+on_each_engine!(
+    truncates_in_a_row_leave_nothing_behind,
+    a_resync_during_another_ends_with_the_last,
+    a_version_that_no_other_can_be_above_is_told
+);
 
 fn truncates_in_a_row_leave_nothing_behind(world: &mut World, engine: &Engine) {
     products(world, 20_000);
@@ -33,6 +38,25 @@ fn a_resync_during_another_ends_with_the_last(world: &mut World, engine: &Engine
     pg_test::eventually("the older indices are gone", Duration::from_secs(20), || {
         engine.indices(&format!("{index}-fanout-")).len() == 1
     });
+}
+
+fn a_version_that_no_other_can_be_above_is_told(world: &mut World, engine: &Engine) {
+    products(world, 5);
+    let index = world.index_name("product");
+    let sync = world.index_table("product", engine, "");
+    assert_in_step(world, &sync);
+    let path = format!("/{index}/_doc/3?version={}&version_type=external", i64::MAX);
+    engine.ask("PUT", &path, Some(json!({"id": 3})));
+    world.db.exec("UPDATE product SET price = price + 1");
+    pg_test::eventually("it is told", Duration::from_secs(10), || {
+        world.status(&sync, "last_error").contains("fanout.resync() makes another")
+    });
+    // It is tried now and then, and not as fast as it can be.
+    std::thread::sleep(Duration::from_secs(2));
+    let tried: u32 = world.status(&sync, "retried").parse().expect("a number");
+    assert!(tried < 20, "{tried} times in two seconds");
+    world.db.exec(&format!("SELECT fanout.resync('{sync}')"));
+    assert_in_step(world, &sync);
 }
 
 #[test]

@@ -378,7 +378,8 @@ fn of_a_drop_and_what_comes_at_the_same_time_neither_is_undone() {
         world.db.exec(&format!("SELECT fanout.drop_sync('{name}', drop_target => true)"));
         gone(&mut world, name);
     }
-    for late in [format!("alter_sync('product', index => '{second}')"), "resync('product')".to_owned()] {
+    let move_away = format!("alter_sync('product', index => '{second}')");
+    for late in [&move_away, "resync('product')", "adopt('product')", "adopt()"] {
         let sync = world.index_table("product", &engine, "");
         assert_in_step(&mut world, &sync);
         let drop = format!("SELECT fanout.drop_sync('{sync}', drop_target => true)");
