@@ -76,6 +76,7 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         None => ours(privileged(catalog::all)).into_iter().filter(owns).collect(),
     };
     let (ending, living): (Vec<Sync>, Vec<Sync>) = syncs.into_iter().partition(|sync| sync.phase == Phase::Drop);
+    let mut tables = Vec::new();
     for (table, sync, relation) in captured(&living) {
         let Some(table) = table else {
             let what = if relation.is_some() { "a related table" } else { "the source" };
@@ -88,11 +89,14 @@ fn adopt(sync: default!(Option<&str>, "NULL")) -> i64 {
         };
         table.check_rights(catalog::caller());
         table.lock();
-        triggers::create(&table, &sync.name, relation);
+        tables.push((table, sync, relation));
     }
     // One that is dropped meanwhile gets no triggers again.
     for sync in living.iter().chain(&ending) {
         lock(sync);
+    }
+    for (table, sync, relation) in tables {
+        triggers::create(&table, &sync.name, relation);
     }
     // What is to be removed may be fed by who made the dump: only by its name it is taken from that.
     let by_name = sync.is_some();
