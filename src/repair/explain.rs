@@ -7,7 +7,7 @@ use crate::catalog::acting::privileged;
 use crate::catalog::enqueue::address_of;
 use crate::catalog::key_values::{KeyValue, given};
 use crate::catalog::{self, Kind, Sync, ours, triggers};
-use crate::document::as_worker;
+use crate::document::{as_of_now, as_worker};
 use crate::error::{failure, not_null};
 use crate::network::AnyTarget;
 use crate::status;
@@ -51,7 +51,7 @@ fn document(sync: Option<&str>, fcinfo: pg_sys::FunctionCallInfo) -> Option<Stri
     });
     // SAFETY: of this call, whose second argument is the first of the key.
     let address = address_of(&sync, &unsafe { given(fcinfo, 1) });
-    let rows = as_worker(&sync, || subject.rows(&[&address]));
+    let rows = as_of_now(|| as_worker(&sync, || subject.rows(&[&address])));
     let (_, document) = rows.into_iter().next()?;
     // A json value is stored as its text; so a number keeps all its digits.
     String::from_utf8(document).ok()
@@ -127,7 +127,7 @@ impl Explanation {
     fn row_on(&mut self, sync: &Sync, subject: &Subject, values: &[Option<KeyValue>]) {
         let mut address = address_of(sync, values);
         let complete = values.len() == sync.address_columns.len();
-        let read = attempt(|| as_worker(sync, || subject.rows(&[&address])));
+        let read = attempt(|| as_of_now(|| as_worker(sync, || subject.rows(&[&address]))));
         let row = match read {
             Err(failed) => {
                 self.fact("row", "unreadable", Some(failed.to_string()));

@@ -466,6 +466,11 @@ pub fn from_pending(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, F
         (encoder.finish(), left)
     });
     match read {
+        // What was truncated and filled again may have looked empty: nothing is taken for gone.
+        Ok(_) if super::process::sources_altered() => {
+            runner.pending.put_back(&slots);
+            Ok(Vec::new())
+        }
         Ok(((batches, mean), left)) => {
             runner.pending.put_back(&left.late);
             for slot in left.waiting {
@@ -553,6 +558,15 @@ pub fn from_scan(runner: &mut Runner, clock: &mut Clock) -> Result<Batches, Fail
         (encoder.finish(), rows)
     });
     match read {
+        Ok(_) if super::process::sources_altered() => {
+            for &(slot, before) in claimed.iter().rev() {
+                runner.pending.unclaim(slot, before);
+            }
+            if let Some(scan) = &mut runner.scan {
+                scan.was_not_read(slice);
+            }
+            Ok(Vec::new())
+        }
         Ok(((batches, mean), rows)) => {
             let late = late.iter().filter(|address| runner.pending.mark_in_slice(address, slice)).count();
             runner.wait_for_indices(unmade);

@@ -333,6 +333,11 @@ impl Worker {
             ids.rotate_left(self.turn);
             for id in ids {
                 worked |= self.tend(id);
+                if super::process::sources_altered() {
+                    // What the others read now would be discarded.
+                    worked = true;
+                    break;
+                }
             }
             // Also where there is always something to do, the status must not stand still.
             if !worked || self.published.elapsed() > PUBLISH {
@@ -1223,6 +1228,10 @@ fn resolve(runner: &mut Runner) -> bool {
         Ok(Ok(((source, plans, related), shape))) => {
             runner.related = related;
             runner.source_changed = true;
+            // A table that is truncated or rewritten looks empty by a snapshot of before.
+            let looked_at = runner.related.values().flat_map(Related::reads).chain(plans.reads());
+            runner.tables = shape.tables().chain(looked_at.copied()).collect();
+            super::process::watch_also(runner.tables.iter().copied());
             if !super::fan_out::check_direct(runner, &source) {
                 return false;
             }
@@ -1230,10 +1239,6 @@ fn resolve(runner: &mut Runner) -> bool {
                 return false;
             }
             let layout = i64::from(source.layout.signature);
-            // A table that is truncated or rewritten looks empty by a snapshot of before.
-            let looked_at = runner.related.values().flat_map(Related::reads).chain(plans.reads());
-            runner.tables = shape.tables().chain(looked_at.copied()).collect();
-            super::process::watch_also(runner.tables.iter().copied());
             if shape.is_uncaptured() {
                 let why = "changes of the source, or of a related table, are not captured: a trigger that belongs to the sync is disabled or missing";
                 pgrx::warning!("pg_fanout: sync \"{}\": {why}", sync.name);

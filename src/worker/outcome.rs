@@ -221,12 +221,12 @@ fn settle(
             // Success only if we issued the version that the target holds: it is of a later reading then.
             Verdict::Conflict { current: Some(current) } if current <= issued => done.push(slot),
             Verdict::Conflict { current } => {
-                passed = passed.max(current);
                 // With one that is not told, or among the last that there are, each try may conflict again.
                 let at_once = current.is_some_and(passable);
                 let delay = Duration::from_millis(item_delay(runner.pending.attempts(slot)));
                 runner.pending.retry(slot, (!at_once).then(|| now + delay));
-                last_version = current.filter(|&version| !passable(version)).or(last_version);
+                let which = if at_once { &mut passed } else { &mut last_version };
+                *which = current.max(*which);
                 shared_add(&runner.slot.retried, 1);
             }
             Verdict::Retry { status, reason } => {
@@ -254,7 +254,7 @@ fn settle(
     }
     acknowledge(runner, &done);
     shared_add(&runner.slot.delivered, done.len());
-    if let Some(version) = passed.filter(|&version| passable(version)) {
+    if let Some(version) = passed {
         pgrx::log!(
             "pg_fanout: the target of sync \"{}\" holds version {version}, which is above ours; the clock moves past it",
             runner.sync.name
@@ -278,16 +278,17 @@ fn settle(
             runner.failing = true;
             runner.not_before = Some(now + Duration::from_millis(delay.min(PAUSE)));
         }
-    } else if let Some(version) = last_version {
-        runner.slot.set_error(&format!(
-            "the index holds a document of version {version}, which no other can be above; fanout.resync() makes another"
-        ));
     } else if clean {
         runner.succeed();
         runner.flow.on_success(bytes);
         if runner.batch_limit != usize::MAX {
             runner.batch_limit = if runner.batch_limit > 100_000 { usize::MAX } else { runner.batch_limit * 2 };
         }
+    }
+    if let Some(version) = last_version {
+        runner.slot.set_error(&format!(
+            "the index holds a document of version {version}, which no other can be above; fanout.resync() makes another"
+        ));
     }
     if !rejected.is_empty() {
         reject(worker, id, rejected);
@@ -552,7 +553,7 @@ fn without_address(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], l
         Orphans::Met(met) => Some(met),
         _ => None,
     };
-    let met = orphans.iter().map(|orphan| orphan.version).chain(met).max();
+    let met = orphans.iter().map(|orphan| orphan.version).filter(|&version| passable(version)).chain(met).max();
     match met {
         Some(met) if last => {
             clock.pass(met);

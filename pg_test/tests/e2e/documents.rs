@@ -989,3 +989,24 @@ fn a_table_that_is_truncated_and_filled_again_is_not_taken_for_empty() {
     while_the_worker_waits(world, again, "UPDATE variant SET name = name || 'w'");
     assert_in_step(world, &sync);
 }
+
+/// So it is while all rows are read.
+#[test]
+fn a_backfill_leaves_out_no_row_for_a_table_that_looked_empty() {
+    let mut world = World::new("truncated_fill");
+    let world = &mut world;
+    world.db.exec(
+        "CREATE TABLE country (code text PRIMARY KEY, name text); INSERT INTO country VALUES ('a', 'A');
+         CREATE TABLE product (id bigint PRIMARY KEY, name text, code text);
+         INSERT INTO product SELECT n, 'x', 'a' FROM generate_series(1, 3000) n",
+    );
+    world.db.exec("BEGIN");
+    let query = "SELECT p.id, c.name AS country FROM product p JOIN country c USING (code)";
+    let sync = world.cache_table("product", &format!(", document => '{query}'"));
+    world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', backfill_rate => 300); COMMIT"));
+    eventually("some are read", Duration::from_secs(20), || world.status(&sync, "delivered") != "0");
+    let again = "TRUNCATE country; INSERT INTO country VALUES ('a', 'A')";
+    while_the_worker_waits(world, again, "SELECT");
+    world.db.exec(&format!("SELECT fanout.alter_sync('{sync}', reset => '{{backfill_rate}}')"));
+    assert_in_step(world, &sync);
+}
