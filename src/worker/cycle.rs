@@ -333,11 +333,6 @@ impl Worker {
             ids.rotate_left(self.turn);
             for id in ids {
                 worked |= self.tend(id);
-                if super::process::sources_altered() {
-                    // What the others read now would be discarded.
-                    worked = true;
-                    break;
-                }
             }
             // Also where there is always something to do, the status must not stand still.
             if !worked || self.published.elapsed() > PUBLISH {

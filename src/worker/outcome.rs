@@ -208,7 +208,6 @@ fn settle(
     bytes: usize,
     outcomes: impl Iterator<Item = (Slot, Verdict)>,
 ) {
-    let issued = worker.clock.last();
     let mut done = Vec::with_capacity(documents);
     let mut rejected = Vec::new();
     let (mut overloaded, mut denied, mut missing, mut passed, mut last_version) = (None, None, false, None, None);
@@ -219,7 +218,7 @@ fn settle(
         match verdict {
             Verdict::Done => done.push(slot),
             // Success only if we issued the version that the target holds: it is of a later reading then.
-            Verdict::Conflict { current: Some(current) } if current <= issued => done.push(slot),
+            Verdict::Conflict { current: Some(current) } if worker.clock.may_have_issued(current) => done.push(slot),
             Verdict::Conflict { current } => {
                 // With one that is not told, or among the last that there are, each try may conflict again.
                 let at_once = current.is_some_and(passable);
@@ -249,6 +248,7 @@ fn settle(
         }
     }
     let clean = overloaded.is_none() && !missing;
+    let nothing_else = clean && denied.is_none();
     if !done.is_empty() {
         runner.refused_in_a_row = 0;
     }
@@ -285,7 +285,7 @@ fn settle(
             runner.batch_limit = if runner.batch_limit > 100_000 { usize::MAX } else { runner.batch_limit * 2 };
         }
     }
-    if let Some(version) = last_version {
+    if let Some(version) = last_version.filter(|_| nothing_else) {
         runner.slot.set_error(&format!(
             "the index holds a document of version {version}, which no other can be above; fanout.resync() makes another"
         ));
@@ -553,7 +553,8 @@ fn without_address(runner: &mut Runner, clock: &mut Clock, orphans: &[Orphan], l
         Orphans::Met(met) => Some(met),
         _ => None,
     };
-    let met = orphans.iter().map(|orphan| orphan.version).filter(|&version| passable(version)).chain(met).max();
+    let can_be_passed = |version: &u64| passable(*version) || clock.may_have_issued(*version);
+    let met = orphans.iter().map(|orphan| orphan.version).filter(can_be_passed).chain(met).max();
     match met {
         Some(met) if last => {
             clock.pass(met);
